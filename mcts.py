@@ -1,0 +1,890 @@
+"""Tree search over reasoning steps: the first half of Direct Value Optimization (arXiv 2502.13723, Sec. 4.2).
+
+    python mcts.py --model M --data questions.jsonl --out trees.jsonl     # search, one tree a line
+    python mcts.py --show trees.jsonl                                     # draw trees in the terminal
+
+A *step* is the text up to a blank line; a node of the tree is one step; the search repeats
+
+    select   walk down from the root by PUCT                        Q + c * prior * sqrt(N(s)) / (1 + N(s'))
+    expand   sample `breadth` next steps from the policy
+    backup   N and V of every ancestor of a step that ended         V = mean of the outcomes, +1 right, -1 wrong
+
+The file reads in that order: the prompt, the Tree, the four lines of the algorithm (`grow`), then the sampling
+engine below it, which is where the time goes. The engine keeps `slots` leaves of as many trees in flight. All their
+live samples go through the model as ONE row of N tokens; the KV of a path is stored once and shared by the
+siblings sampled from it; a finished sample costs nothing at once and a finished slot is refilled at once.
+
+What the paper leaves open is settled in the docstrings of `grow`, `expand` and `StepSplitter`.
+"""
+import argparse
+import hashlib
+import heapq
+import json
+import math
+import os
+import sys
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
+logging.disable_progress_bar()                  # of transformers' loading: ours are the ones that take time
+
+MARKER = "Final Answer:"
+INSTRUCTION = f"""Solve the problem step by step. Write one short reasoning step, then a blank line, then the next step. \
+Finish with a last step that holds only "{MARKER}" and the answer; if the problem offers lettered options, answer with \
+the letter."""
+
+
+class InputError(ValueError):
+    """Something the user can put right, told in one sentence; the commands print it and exit with status 2."""
+
+
+# ---------------------------------------------------------------- model and prompt
+
+
+def pick_device(name=None):
+    """`name` as a torch.device, by default the first accelerator there is."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_model(name, device=None, dtype=None):
+    """A causal LM and its tokenizer from a Hugging Face folder or hub name: safetensors only, no remote code.
+
+    `dtype` is float32 on CPU and bfloat16 on an accelerator unless given; on the device "meta" no weights are read.
+    Raises InputError if there is no such model.
+    """
+    device = pick_device(device)
+    dtype = getattr(torch, dtype) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
+    how = dict(dtype=dtype, attn_implementation="sdpa")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if device.type == "meta":
+            with device:
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **how)
+            model.generation_config = GenerationConfig.from_pretrained(name)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **how)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"no causal language model could be loaded from {name!r} ({reason}); "
+                         "give a folder written by save_pretrained, or a hub name and a network") from None
+    return model.to(device).eval(), tokenizer
+
+
+def build_prompt(tokenizer, question):
+    """Token ids that ask `question`: by the tokenizer's chat template if it has one, else as plain text (App. B)."""
+    if tokenizer.chat_template is None:
+        return tokenizer(f"{INSTRUCTION}\n\nProblem: {question}\n\nSolution:\n\n").input_ids
+    turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception:  # some templates (Gemma's) refuse a system turn: say it all in the user's
+        turns = [{"role": "user", "content": f"{INSTRUCTION}\n\n{question}"}]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def context_length(model):
+    """Tokens a sequence may have. A sliding window, or a chunk, counts as the limit: up to there it hides nothing."""
+    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window",
+                                                             "attention_chunk_size"))
+    return min(filter(None, limits), default=sys.maxsize)
+
+
+# ---------------------------------------------------------------- the tree
+
+
+@dataclass(slots=True)
+class Node:
+    """One step a_t taken in state s_t, and the state s_{t+1} it leads to. Node 0 is the root and holds no step."""
+    parent: int               # index of the node of s_t, -1 at the root
+    tokens: list              # the step, with the token that completed its blank line or the EOS
+    logprob: float = 0.0      # log pi(a|s), summed over the step's tokens, at temperature 1
+    visits: int = 0           # N: outcomes backed up through this node
+    value: float = 0.0        # V in [-1, 1]: their mean; 0 while there is none
+    reward: int = 0           # r: 0 inside the tree, +1 or -1 on a terminal step
+    terminal: bool = False
+    valid: bool = True        # False: a failure of form (cut, too deep, no answer); never a training path
+    text: str = ""            # for people; derived from tokens, never tokenised again
+    children: list = field(default_factory=list, repr=False)   # indices
+    depth: int = 0            # steps from the root
+    exhausted: bool = False   # every path below has ended
+
+    @property
+    def prior(self):
+        """pi(a|s) of PUCT in (0, 1]: exp of the mean token log-prob."""
+        return math.exp(self.logprob / max(1, len(self.tokens)))
+
+
+STORED = ("parent", "tokens", "logprob", "visits", "value", "reward", "terminal", "valid", "text")
+
+
+@dataclass
+class Tree:
+    """All that a search learnt about one question. Parents come before children in `nodes`."""
+    question: str
+    answer: str
+    prompt: list              # token ids
+    config: dict = field(default_factory=dict)
+    nodes: list = field(default_factory=lambda: [Node(parent=-1, tokens=[])])
+
+    def add(self, node):
+        """Append `node` below its parent and return its index."""
+        parent, index = self.nodes[node.parent], len(self.nodes)
+        node.depth = parent.depth + 1
+        parent.children.append(index)
+        self.nodes.append(node)
+        return index
+
+    def path(self, i):
+        """Indices of the nodes from the first step down to node i; empty for the root."""
+        nodes = []
+        while i > 0:
+            nodes.append(i)
+            i = self.nodes[i].parent
+        return nodes[::-1]
+
+    def credit(self, i):
+        """r + V(s') - V(s) in [-2, 2], the DVO target of step i (Eq. 10). V of an ended state is 0 here, so a terminal
+        step has credit r - V(s), and the credits along a path sum to r - V(s_0)."""
+        node = self.nodes[i]
+        after = node.reward if node.terminal else node.value
+        return after - self.nodes[node.parent].value
+
+    def to_json(self):
+        nodes = [{name: getattr(node, name) for name in STORED} for node in self.nodes]
+        return json.dumps({"question": self.question, "answer": self.answer, "prompt": self.prompt,
+                           "config": self.config, "nodes": nodes}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line):
+        data = json.loads(line)
+        root, *rest = [Node(**{name: node[name] for name in STORED}) for node in data["nodes"]]
+        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
+        for node in rest:
+            tree.add(node)
+        return tree
+
+
+def read_trees(path):
+    """The trees of a JSON Lines file, one at a time. Raises InputError naming the line that is not a tree."""
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield Tree.from_json(line)
+                except (ValueError, KeyError, TypeError, IndexError):
+                    raise InputError(f"{path}, line {number}: not a search tree; search that question again, or "
+                                     "delete the line") from None
+    except OSError as error:
+        raise InputError(f"cannot read trees from {path}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------- the search of one tree
+
+
+def grow(tree, reward_fn, response_text, *, iterations, breadth, depth, c_puct):
+    """Search one tree (Sec. 4.2). A coroutine: yields the index of the leaf to expand, is sent the Samples drawn there.
+
+    Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would pull V from
+    the policy's mean towards the maximum), each new terminal is backed up once, when it is created, there are no
+    rollouts, and the search ends early once every path has ended.
+    """
+    for _ in range(iterations):
+        leaf = select(tree, c_puct)
+        if leaf is None:
+            return
+        samples = yield leaf
+        for child in expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
+            if tree.nodes[child].terminal:
+                backup(tree, child)
+
+
+def select(tree, c_puct):
+    """Index of the leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior."""
+    nodes, i = tree.nodes, 0
+    if nodes[0].exhausted:
+        return None
+    while nodes[i].children:
+        explore = c_puct * math.sqrt(nodes[i].visits)
+        choices = [(nodes[j], j) for j in nodes[i].children if not (nodes[j].terminal or nodes[j].exhausted)]
+        i = max(choices, key=lambda c: (c[0].value + explore * c[0].prior / (1 + c[0].visits), c[0].prior))[1]   # Q + U
+    return i
+
+
+def expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
+    """Add the sampled steps below `leaf` and return the indices of the new nodes.
+
+    Samples of the same text and ending are one action. Of those, the `breadth` most probable stay, in the order in
+    which they were drawn. A step that neither ends the solution nor may go on (cut by a limit, or at full depth), and
+    an EOS without an answer, are failures of the policy: outcome -1, counted in V, but not `valid` training paths.
+    """
+    actions = {}
+    for s in samples:
+        actions.setdefault((s.text, s.end), s)
+    likeliest = sorted(actions, key=lambda a: -actions[a].logprob)[:breadth]
+    children = []
+    for s in (actions[a] for a in actions if a in likeliest):
+        node = Node(leaf, s.tokens, s.logprob, text=s.text)
+        children.append(tree.add(node))
+        ended = s.end in ("answer", "eos")
+        node.terminal = ended or s.end == "cut" or node.depth >= depth
+        if ended:
+            text = response_text([t for j in tree.path(children[-1]) for t in tree.nodes[j].tokens])
+            node.reward = reward_fn(text, tree.answer)
+            node.valid = node.reward > 0 or MARKER in text
+        elif node.terminal:
+            node.reward, node.valid = -1, False
+    close(tree, leaf)
+    return children
+
+
+def close(tree, i):
+    """Mark node i exhausted if every child has ended or is exhausted itself, and so on upwards."""
+    nodes = tree.nodes
+    while i >= 0 and all(nodes[j].terminal or nodes[j].exhausted for j in nodes[i].children):
+        nodes[i].exhausted = True
+        i = nodes[i].parent
+
+
+def backup(tree, i):
+    """Count the outcome of terminal node i in N and V of every node on its path, itself and the root included."""
+    outcome = tree.nodes[i].reward
+    while i >= 0:
+        node = tree.nodes[i]
+        node.visits += 1
+        node.value += (outcome - node.value) / node.visits       # the running mean: V = sum_a N(s')(r + V(s')) / sum_a N
+        i = node.parent
+
+
+# ---------------------------------------------------------------- where a step ends
+
+
+class StepSplitter:
+    """Tells where sampled steps end from token ids alone, so that no text is decoded inside the sampling loop.
+
+    A step ends at the first token after which its text holds a blank line, as in `a\\n\\n`; a BPE merges that with its
+    neighbours (`.\\n\\n`) or splits it (`\\n` then `\\n`), so each vocabulary entry is decoded once and asked what it
+    does to the text so far. A blank line before any other text does not end a step. Any EOS of the model does.
+    """
+
+    def __init__(self, model, tokenizer, size, device):
+        texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), size))], skip_special_tokens=True,
+                                       clean_up_tokenization_spaces=False)
+        texts += [""] * (size - len(texts))                        # logits can be wider than the tokenizer
+        flags = [(bool(t.strip()), "\n\n" in t, "\n\n" in t.lstrip(), t.startswith("\n"), t.endswith("\n"), not t)
+                 for t in texts]
+        self.word, self.blank, self.ends_alone, self.starts, self.ends, self.empty = torch.tensor(flags).T.to(device)
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        eos = tokenizer.eos_token_id if eos is None else eos
+        self.eos = torch.zeros(size, dtype=torch.bool, device=device)
+        self.eos[[] if eos is None else eos] = True
+
+    def __call__(self, token, started, newline):
+        """All arguments (N,): the new token; whether its step held text before; whether that ended in a newline.
+        Returns (ends by a blank line, started, newline) after the token."""
+        blank = self.ends_alone[token] | started & (self.blank[token] | newline & self.starts[token])
+        return blank, started | self.word[token], self.ends[token] | newline & self.empty[token]
+
+
+def unanswered(text):
+    """Whether the last `Final Answer:` of `text` still waits for its answer.
+
+    >>> unanswered("Final Answer:\\n\\n"), unanswered("Final Answer: 4\\n\\n"), unanswered("so 4\\n\\n")
+    (True, False, False)
+    """
+    _, marker, tail = text.rpartition(MARKER)
+    return bool(marker) and not tail.strip("* \t\r\n")
+
+
+# ---------------------------------------------------------------- random numbers by key
+
+
+def hash_tokens(key, tokens):
+    """128-bit key of a path: of its parent's key and its last step."""
+    return hashlib.blake2b(key + np.asarray(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
+
+
+def draw_keys(key, length, n):
+    """(n, length, 2) int32 random words for the tokens of n samples after the path of `key`; those of a token do not
+    depend on `length`."""
+    words = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(length * n)
+    return torch.from_numpy(words.view(np.int32)).view(length, n, 2).transpose(0, 1)
+
+
+def mix(x):
+    """A bijection of int32 that spreads every bit (shift and multiply, as in Murmur3), in place."""
+    x ^= (x >> 15) & 0x1FFFF
+    x *= -2048144789
+    x ^= (x >> 13) & 0x7FFFF
+    return x
+
+
+def pick(logits, keys, token_hash, temperature):
+    """Sample one token a row by Gumbel-max, with noise that depends on (row key, token id) alone.
+
+    logits (N, V), keys (N, 2) int32, token_hash (V,) int32 -> tokens (N,), log-probs at temperature 1 (N,).
+    Rows sampled in another batch differ in the last bits of their logits; noise keyed per token id makes a different
+    winner as unlikely as can be (an inverse CDF would shift every boundary at once).
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    tokens, logprobs = [], []
+    rows = max(1, 2**16 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)   # stay in a CPU's cache
+    for row, key in zip(logits.split(rows), keys.split(rows)):
+        probs = (row / temperature).softmax(-1)
+        a, b = key[:, :1], key[:, 1:] | 1
+        bits = mix((token_hash ^ a) * b) >> 9 & 0x7FFFFF           # 23 bits: u below is exact and inside (0, 1)
+        u = (bits + 0.5) * 2.0**-23
+        token = (probs / -u.log()).argmax(-1, keepdim=True)        # p / -log u is largest where log p + Gumbel is
+        tokens.append(token[:, 0])
+        logprobs.append((row.gather(1, token) - row.logsumexp(-1, keepdim=True))[:, 0])
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+# ---------------------------------------------------------------- the engine: attention over slots
+
+
+def attend(module, query, key, value, mask, scaling, cache=None, softcap=None, s_aux=None, **_):
+    """The attention function that transformers calls while the engine runs: hands q, k, v to `cache`."""
+    if softcap is not None or s_aux is not None:
+        raise ValueError("it has a soft cap or sinks, which shared attention lacks")
+    q, k, v = query[0], key[0], value[0]                            # (Hq, N, D), (H, N, D), (H, N, D)
+    return cache.attend(module.layer_idx, q, k, v, scaling)[None], None   # (1, N, Hq, D)
+
+
+AttentionInterface.register("dvo_slots", attend)
+
+
+@contextmanager
+def slot_attention(model):
+    """Let `model` attend through the engine inside the block; its own attention is put back afterwards."""
+    own = model.config._attn_implementation
+    model.config._attn_implementation = "dvo_slots"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
+
+
+class Prefill:
+    """Attention of T new tokens to themselves and to P cached ones; collects the new keys and values."""
+
+    def __init__(self, past):
+        self.past = past                                            # (L, 2, H, P, D), or None
+        self.new = []                                               # per layer (2, H, T, D)
+
+    def attend(self, layer, q, k, v, scaling):
+        self.new.append(torch.stack((k, v)))
+        mask, T = None, q.shape[1]
+        if self.past is not None:
+            k, v = torch.cat((self.past[layer], self.new[-1]), dim=2)   # (H, P + T, D)
+            mask = torch.ones(T, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - T)
+        out = F.scaled_dot_product_attention(q[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling,
+                                             enable_gqa=True)
+        return out[0].transpose(0, 1)                               # (T, Hq, D)
+
+
+class Slots:
+    """Keys and values of S slots, each one path shared by G siblings, and the attention of one token a live sample.
+
+    Per layer, prefix (2, S, H, P, D) holds the path of each slot and own (2, S, H, G, T, D) what its siblings added.
+    Both grow as longer paths and samples come.
+    """
+
+    def __init__(self, S, G, like):
+        """`like` (L, 2, H, *, D) is some KV of the model: layout, dtype and device."""
+        L, _, H, _, D = like.shape
+        self.prefix = [like.new_zeros(2, S, H, 0, D) for _ in range(L)]
+        self.own = [like.new_zeros(2, S, H, G, 0, D) for _ in range(L)]
+        self.prefix_length = np.zeros(S, dtype=np.int64)
+        self.G = G
+
+    @staticmethod
+    def _reserve(buffers, size, chunk):
+        short = size - buffers[0].shape[-2]
+        if short > 0:
+            for layer, buffer in enumerate(buffers):                # a layer at a time keeps the peak low
+                buffers[layer] = F.pad(buffer, (0, 0, 0, -(-short // chunk) * chunk))
+
+    def load(self, s, kv):
+        """Put the path kv (L, 2, H, P, D) into slot s."""
+        self._reserve(self.prefix, kv.shape[-2], chunk=64)
+        for buffer, new in zip(self.prefix, kv):
+            buffer[:, s, :, :kv.shape[-2]] = new
+        self.prefix_length[s] = kv.shape[-2]
+
+    def focus(self, slot, sibling, length, rows):
+        """Say which sample each row of the coming forward belongs to. numpy (N,) each: slot, sibling and how many own
+        tokens it has; rows: the same three as tensors (3, N)."""
+        S, self.T, self.P = slot.max() + 1, length.max() + 1, self.prefix_length[:slot.max() + 1].max()
+        self._reserve(self.own, self.T, chunk=32)
+        self.rows = rows.unbind()
+        own_length = np.zeros(S, dtype=np.int64)
+        own_length[slot] = length
+        hidden = np.concatenate((np.arange(self.P) >= self.prefix_length[:S, None],
+                                 np.arange(self.T) > own_length[:, None]), axis=1)
+        self.hidden = torch.from_numpy(hidden).to(rows.device)[:, None, None, None]     # (S, 1, 1, 1, P + T)
+
+    def attend(self, layer, q, k, v, scaling):
+        slot, sibling, length = self.rows
+        S, G, P, T = len(self.hidden), self.G, self.P, self.T
+        own_k, own_v = own = self.own[layer][:, :S, :, :, :T]       # (S, H, G, T, D)
+        own_k[slot, :, sibling, length] = k.transpose(0, 1)         # (N, H, D)
+        own_v[slot, :, sibling, length] = v.transpose(0, 1)
+        prefix_k, prefix_v = self.prefix[layer][:, :S, :, :P]       # (S, H, P, D)
+        groups = len(q) // len(k)                                   # query heads that share one key head
+        grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # rows -> slots x siblings; the finished stay 0
+        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups)) * scaling
+        shared = grid.flatten(2, 3) @ prefix_k.mT                   # (S, H, G * groups, P): a path is read once for all
+        scores = torch.cat((shared.unflatten(2, (G, groups)), grid @ own_k.mT), -1)     # (S, H, G, groups, P + T)
+        scores = scores.masked_fill_(self.hidden, -torch.inf)
+        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+        to_prefix, to_own = weights.split((P, T), -1)
+        out = (to_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (G, groups)) + to_own @ own_v
+        return out[slot, :, sibling].flatten(1, 2)                  # (N, Hq, D)
+
+
+# ---------------------------------------------------------------- the engine: jobs through slots
+
+
+@dataclass
+class Sample:
+    """Tokens drawn after a path. `end`: "step" (blank line), "answer" (blank line after a final answer), "eos", or
+    "cut" (by the token limit or the context length)."""
+    tokens: list
+    logprobs: list            # one a token, at temperature 1
+    text: str
+    end: str
+
+    @property
+    def logprob(self):
+        return sum(self.logprobs)
+
+
+@dataclass
+class Job:
+    """n samples to draw after a path: (key, tokens) of the prompt and of each step down to the leaf."""
+    path: list
+    n: int
+    keys: set                 # of all KV stored for the owner, for `forget`
+    urgency: int = 0          # the lowest goes first
+    owner: object = None
+    samples: list = None      # the result
+
+
+class Engine:
+    """Draws samples for many jobs at once: `submit` jobs and call `step` again and again; it returns the jobs it ended.
+
+    whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
+    kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
+    stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
+    Raises InputError for a model that it cannot serve.
+    """
+
+    def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False, kv_budget=None):
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
+        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
+        self.store, self.stored = OrderedDict(), 0                  # key -> KV (L, 2, H, T, D), oldest first; bytes
+        self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
+        self.waiting, self.submitted = [], 0                        # heap of (urgency, order of submission, job)
+        self.free, self.live = list(range(slots)), [()] * slots     # idle slots, a heap; unfinished siblings of each
+        self.jobs = [None] * slots
+        self.start = np.zeros(slots, dtype=np.int64)                # position of the first token fed to a slot
+        self.length, self.limit = self.start.copy(), self.start.copy()   # own tokens so far; how many it may have
+        self.rows = None                                            # (2, N): slot and sibling of every live sample
+
+        vocabulary = self._check_model(slots, siblings)
+        self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
+        self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
+        zeros = lambda *shape, dtype: torch.zeros(slots, siblings, *shape, dtype=dtype, device=self.device)
+        self.tokens, self.logprobs = zeros(max_tokens, dtype=torch.long), zeros(max_tokens, dtype=torch.float64)
+        self.keys = zeros(max_tokens, 2, dtype=torch.int32)         # random words of every token to come
+        self.last = zeros(dtype=torch.long)                         # the token each sample is fed next
+        self.started, self.newline = zeros(dtype=torch.bool), zeros(dtype=torch.bool)    # see StepSplitter
+
+    def _forward(self, tokens, positions, cache, keep=0):
+        """Logits (N, V) of one row of N tokens that attend through `cache`; of the last `keep` only, if given."""
+        with torch.no_grad(), slot_attention(self.model):
+            return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
+                              position_ids=torch.as_tensor(positions, device=self.device)[None],
+                              use_cache=False, logits_to_keep=keep, cache=cache).logits[0]
+
+    def _prefill(self, tokens, past=None):
+        """KV (L, 2, H, P + T, D) of `tokens` after `past`, (L, 2, H, P, D)."""
+        P, cache = 0 if past is None else past.shape[-2], Prefill(past)
+        self._forward(tokens, range(P, P + len(tokens)), cache, keep=1)
+        new = torch.stack(cache.new)
+        return new if past is None else torch.cat((past, new), -2)
+
+    def _check_model(self, slots, siblings):
+        """Make the slots, and compare two prefills and a decode with the model's own forward, once, so that no model
+        is served wrongly. Returns the width of the logits."""
+        name, tokens = type(self.model).__name__, torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
+        with torch.no_grad():
+            expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
+        try:
+            kv = self._prefill(tokens[3:6], self._prefill(tokens[:3]))
+            self.cache = Slots(slots, siblings, kv)
+            self.cache.load(0, kv)
+            zero = np.zeros(1, dtype=np.int64)
+            self.cache.focus(zero, zero, zero, torch.zeros(3, 1, dtype=torch.long, device=self.device))
+            logits = self._forward(tokens[6:], [6], self.cache)[0]
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            raise InputError(f"the search cannot serve {name}: its attention cannot be replaced ({error}); take a plain "
+                             "decoder such as Llama, Qwen or Mistral") from None
+        tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
+        if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
+            raise InputError(f"the search cannot serve {name}: with shared attention its logits differ from its own "
+                             "forward's (a soft cap, a bias or a state of its own); take a plain decoder such as Llama, "
+                             "Qwen or Mistral")
+        return len(logits)
+
+    def submit(self, job):
+        heapq.heappush(self.waiting, (job.urgency, self.submitted, job))
+        self.submitted += 1
+
+    def step(self):
+        """Fill the free slots, draw one token for every live sample, and return the jobs that this completed."""
+        while self.free and self.waiting:
+            self._admit(heapq.heappop(self.free), heapq.heappop(self.waiting)[2])
+        if self.rows is None:
+            self.rows = np.array([(s, g) for s, siblings in enumerate(self.live) for g in siblings]).reshape(-1, 2).T
+        slot, sibling = self.rows
+        if not len(slot):
+            return []
+        length = self.length[slot]
+        rows = torch.from_numpy(np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
+        s, g, t, position = rows                                    # (N,) each
+        self.cache.focus(slot, sibling, length, rows[:3])
+        logits = self._forward(self.last[s, g], position, self.cache)
+        token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
+        self.logprobs[s, g, t] = logprob.double()
+        self.tokens[s, g, t] = self.last[s, g] = token
+        blank, self.started[s, g], self.newline[s, g] = self.splitter(token, self.started[s, g], self.newline[s, g])
+        event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()    # the only wait for the device
+        event = event + 4 * (length + 1 >= self.limit[slot])
+        self.length[np.unique(slot)] += 1
+        self.stats["forwards"] += 1
+        self.stats["sampled"] += len(slot)
+        done = [self._end(slot[i], sibling[i], event[i]) for i in np.flatnonzero(event)]
+        return [job for job in done if job]
+
+    def _end(self, s, g, event):
+        """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) says so; return the job if it was the last."""
+        n, job = self.length[s], self.jobs[s]
+        tokens = self.tokens[s, g, :n].tolist()
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        blank = event & 1 and not unanswered(text)
+        full = self.start[s] + 1 + n >= context_length(self.model)  # no room for another step
+        end = ("eos" if event & 2 else "answer" if blank and MARKER in text else
+               "step" if blank and not (self.whole or full) else "cut" if event & 4 else None)
+        if end is None:
+            return None
+        job.samples[g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
+        self.live[s].remove(g)
+        self.rows = None
+        if self.live[s]:
+            return None
+        if not self.whole:
+            for sibling, sample in enumerate(job.samples):
+                if sample.end == "step":
+                    kv = torch.stack([own[:, s, :, sibling, :len(sample.tokens)] for own in self.cache.own])
+                    self._keep(job, hash_tokens(job.path[-1][0], sample.tokens), kv)
+        self._touch(job.path)
+        heapq.heappush(self.free, s)
+        return job
+
+    def _admit(self, s, job):
+        """Start `job` in slot s: gather its path's KV, compute what is missing, and set its samples going.
+
+        The last token of the path is not part of that KV: it is the first input of every sibling. So a node's segment is
+        the KV of the inputs that predicted its step (the last token of its parent and its own but the last), and the
+        root needs no case of its own.
+        """
+        inputs = [t for _, tokens in job.path for t in tokens]
+        ends = np.cumsum([len(tokens) for _, tokens in job.path]) - 1
+        cached = []
+        while len(cached) < len(job.path) and job.path[len(cached)][0] in self.store:
+            cached.append(self.store[job.path[len(cached)][0]])
+        kv = torch.cat(cached, -2) if cached else None              # (L, 2, H, P, D)
+        have, need = kv.shape[-2] if cached else 0, len(inputs) - 1
+        self.stats["reused"] += have
+        self.stats["prefilled"] += need - have
+        if have < need:
+            kv = self._prefill(inputs[have:need], kv)
+            for i in range(len(cached), len(job.path)):
+                self._keep(job, job.path[i][0], kv[..., ends[i - 1] if i else 0:ends[i], :].clone())
+        if need:
+            self.cache.load(s, kv)
+        self.cache.prefix_length[s] = need
+        self._touch(job.path)
+        self.start[s], self.length[s] = need, 0
+        self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
+        self.keys[s, :job.n] = draw_keys(job.path[-1][0], self.max_tokens, job.n).to(self.device)
+        self.last[s], self.started[s], self.newline[s] = inputs[-1], False, False
+        self.jobs[s], self.live[s], self.rows = job, list(range(job.n)), None
+        job.samples = [None] * job.n
+
+    def _keep(self, job, key, kv):
+        job.keys.add(key)
+        if key not in self.store:
+            self.store[key] = kv
+            self.stored += kv.nbytes
+        while self.stored > self.budget and self.store:
+            self.stored -= self.store.popitem(last=False)[1].nbytes
+
+    def _touch(self, path):
+        """Make a path the most recently used, its root last: then descendants are dropped before their ancestors."""
+        for key, _ in reversed(path):
+            if key in self.store:
+                self.store.move_to_end(key)
+
+    def forget(self, keys):
+        """Drop the KV of `keys`: their tree is finished."""
+        for key in keys:
+            if key in self.store:
+                self.stored -= self.store.pop(key).nbytes
+
+
+def free_memory(device):
+    """Bytes free on `device` now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---------------------------------------------------------------- what others call
+
+
+def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5, candidates=None,
+           seed=0, slots=None, max_step_tokens=256, kv_budget=None, progress=None):
+    """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
+
+    model, tokenizer   a Hugging Face causal LM, on its device, and its tokenizer
+    problems           dicts with `question` and `answer`; any iterable, read as slots become free
+    reward_fn          (response text, answer) -> +1 or -1
+    iterations         expansions a tree at most; breadth: children kept at an expansion, of `candidates` sampled
+                       (default: as many); depth: steps a solution may have; c_puct: weight of exploration
+    slots              leaves sampled at once (default 16 on a CPU, 64 on an accelerator)
+    kv_budget          bytes of stored keys and values (default 40 % of the free memory)
+    progress           called with the iterations completed; a tree that ends early counts its rest
+
+    The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed, question, path,
+    sibling and position. Raises InputError for settings out of range and for a model that cannot be served. A question
+    that fills the model's context is skipped with a line on stderr.
+    """
+    candidates = breadth if candidates is None else candidates
+    for name, value, least in (("iterations", iterations, 1), ("breadth", breadth, 1), ("depth", depth, 1),
+                               ("c-puct", c_puct, 0), ("max-step-tokens", max_step_tokens, 1),
+                               ("slots", 1 if slots is None else slots, 1), ("kv-budget", kv_budget or 0, 0), ("candidates", candidates, breadth)):
+        if not value >= least:
+            raise InputError(f"--{name} is {value}, but must be at least {least}"
+                             + (", the breadth" if name == "candidates" else ""))
+    slots = slots or default_slots(model)
+    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens, kv_budget=kv_budget)
+    config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates, seed=seed,
+                  max_step_tokens=max_step_tokens)
+    return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
+
+
+def _search(engine, problems, reward_fn, config, slots, progress):
+    decode = lambda tokens: engine.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
+    growing = 0                                                     # trees; twice the slots keep all of them busy
+
+    def advance(job):
+        """Let the tree that owns `job` take in the samples and choose its next leaf, or end. Returns a finished tree."""
+        tree, search, keys = job.owner
+        try:
+            leaf = search.send(job.samples)
+        except StopIteration:
+            engine.forget(keys)
+            progress(config["iterations"] - job.urgency + 1)
+            return tree
+        path = [job.path[0]] + [(None, tree.nodes[i].tokens) for i in tree.path(leaf)]
+        for i in range(1, len(path)):
+            path[i] = hash_tokens(path[i - 1][0], path[i][1]), path[i][1]
+        progress(job.samples is not None)
+        engine.submit(Job(path, config["candidates"], keys, job.urgency + 1, job.owner))
+
+    while True:
+        while growing < 2 * slots and (problem := next(problems, None)):
+            prompt = build_prompt(engine.tokenizer, problem["question"])
+            if fits(engine.model, prompt, problem["question"]):
+                tree = Tree(problem["question"], problem["answer"], prompt, config)
+                root = Job([(hash_tokens(config["seed"].to_bytes(8, "little", signed=True), prompt), prompt)], 0, set())
+                root.owner = tree, grow(tree, reward_fn, decode, **limits), root.keys
+                advance(root)
+                growing += 1
+        if not growing:
+            return
+        for job in engine.step():
+            if tree := advance(job):
+                growing -= 1
+                yield tree
+
+
+def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None, kv_budget=None,
+           progress=None):
+    """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a list of n
+    Samples, empty if the prompt fills the model's context.
+
+    A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit. No top-k, no
+    top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1. `progress` is called with the
+    number of prompts completed.
+    """
+    if n < 1 or temperature < 0 or max_new_tokens < 1:
+        raise InputError("sampling needs at least one sample and one token, and a temperature of 0 or more")
+    slots = slots or max(1, 5 * default_slots(model) // n)
+    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, temperature=temperature,
+                    whole=True, kv_budget=kv_budget)
+    prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
+    responses, todo = [[] for _ in prompts], [i for i, p in enumerate(prompts) if fits(model, p, tokenizer.decode(p))]
+    for i in todo:
+        key = hash_tokens(seed.to_bytes(8, "little", signed=True), prompts[i])
+        engine.submit(Job([(key, prompts[i])], n, set(), urgency=i, owner=i))
+    while todo:
+        for job in engine.step():
+            responses[job.owner] = job.samples
+            engine.forget(job.keys)
+            todo.remove(job.owner)
+            if progress:
+                progress(1)
+    return responses
+
+
+def default_slots(model):
+    return 16 if model.device.type == "cpu" else 64
+
+
+def fits(model, prompt, name):
+    """Whether `prompt` leaves room for an answer in the model's context; if not, say so."""
+    if 0 < len(prompt) < (context := context_length(model)):
+        return True
+    print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: {name[:60]!r}...",
+          file=sys.stderr)
+    return False
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def paint(text, value):
+    """`text` in red (value -1) to green (+1) on a terminal, plain elsewhere."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    green = round(2.5 * (max(-1.0, min(1.0, value)) + 1))           # 0 ... 5, the 6 x 6 x 6 colour cube
+    return f"\033[38;5;{16 + 36 * (5 - green) + 6 * green}m{text}\033[0m"
+
+
+def draw(tree, width=110, unvisited=False):
+    """Lines that draw `tree`: on each edge the credit, on each node N, V and the step; + right, - wrong, x failed.
+
+    Steps below which nothing ended (N = 0) are left out unless `unvisited`.
+    """
+    root = tree.nodes[0]
+    yield paint(f"V {root.value:+.2f}  N {root.visits:<3}", root.value) + f" {tree.question} -> {tree.answer}"
+
+    def below(i, indent):
+        children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
+        for j in children:
+            node, last = tree.nodes[j], j == children[-1]
+            mark = (" + " if node.reward > 0 else " - " if node.valid else " x ") if node.terminal else "   "
+            head = f"V {node.value:+.2f}  N {node.visits:<3}"
+            line = f"{indent}{'└─' if last else '├─'} {tree.credit(j):+.2f} ─ "
+            text = " ".join(node.text.split())
+            room = width - len(line) - len(head) - len(mark)
+            yield line + paint(head + mark, node.value) + (text if len(text) <= room else text[:room - 1] + "…")
+            yield from below(j, indent + ("   " if last else "│  "))
+
+    yield from below(0, "")
+
+
+# ---------------------------------------------------------------- command line
+
+
+def run_command(main):
+    """Run a command's main(): InputError becomes one sentence on stderr and exit status 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_search_flags(parser):
+    """The settings of `search`, with its defaults: the one place where they are written is its signature."""
+    default = search.__kwdefaults__
+    group = parser.add_argument_group("search (Sec. 4.2)")
+    for flag, kind, text in (("iterations", int, "expansions a tree at most; paper: 80"),
+                             ("breadth", int, "children kept at an expansion; paper: 5"),
+                             ("depth", int, "steps a solution may have; paper: 8"),
+                             ("c-puct", float, "weight of exploration in PUCT; the authors' code: 1.5"),
+                             ("candidates", int, "steps sampled at an expansion, of which the most probable are kept; "
+                                                 "default: as many as breadth"),
+                             ("max-step-tokens", int, "a step cut at this length is a failure"),
+                             ("slots", int, "leaves sampled at once; default: 16 on a CPU, 64 on a GPU"),
+                             ("kv-budget", float, "GiB of stored keys and values; default: 40%% of the free memory")):
+        value = default[flag.replace("-", "_")]
+        group.add_argument(f"--{flag}", type=kind, default=value, metavar="N",
+                           help=text if value is None else f"{text} (default: {value})")
+    return group
+
+
+def search_settings(args):
+    """Keyword arguments of `search` from parsed flags."""
+    names = "iterations breadth depth c_puct candidates max_step_tokens slots kv_budget seed".split()
+    settings = {name: getattr(args, name) for name in names}
+    if settings["kv_budget"] is not None:
+        settings["kv_budget"] *= 2**30
+    return settings
+
+
+def main():
+    import eval as tasks                        # the command alone borrows the loader and the grader; the module does not
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization, Sec. 4.2).")
+    parser.add_argument("--model", help="Hugging Face folder or hub name")
+    parser.add_argument("--data", help="task name or JSON Lines file with question and answer")
+    parser.add_argument("--out", help="file to append trees to, one a line")
+    parser.add_argument("--limit", type=int, help="search the first N questions only")
+    parser.add_argument("--seed", type=int, default=search.__kwdefaults__["seed"])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--device", help="default: the first GPU, else the CPU")
+    parser.add_argument("--show", metavar="TREES", help="draw the trees of this file instead of searching")
+    add_search_flags(parser)
+    args = parser.parse_args()
+    if args.show:
+        for tree in read_trees(args.show):
+            print(*draw(tree), sep="\n", end="\n\n")
+        return
+    if not (args.model and args.data and args.out):
+        raise InputError("give --model, --data and --out to search, or --show TREES to draw")
+    problems = tasks.load_problems(args.data, split="train")[:args.limit]
+    try:
+        out = open(args.out, "a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {args.out}: {error.strerror}; choose another --out") from None
+    model, tokenizer = load_model(args.model, args.device, args.dtype)
+    with out, tqdm(total=len(problems) * args.iterations, unit="iteration", smoothing=0.05) as bar:
+        for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **search_settings(args)):
+            out.write(tree.to_json() + "\n")
+            out.flush()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,378 @@
+"""dvo.py: packing, step log-probs, objectives, training, run folders and the command line.
+
+    python -m pytest -q tests/test_dvo.py
+"""
+import copy
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import tiny                                                         # first: it puts the project on sys.path
+import dvo
+import eval as tasks
+import mcts
+
+ROOT = Path(dvo.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tiny.tokenizer()
+
+
+def search(model, tok, questions=("Add 3 to 4.", "Take 5 from 12, then add nothing."), **settings):
+    problems = [{"question": q, "answer": "7"} for q in questions]
+    settings = dict(iterations=8, breadth=3, depth=4, max_step_tokens=12, slots=4) | settings
+    return list(mcts.search(model, tok, problems, tasks.reward, **settings))
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def searched(request, tok):
+    """A float64 model and a tree it has searched, with the ends of its valid and invalid terminals."""
+    model = tiny.model(request.param, torch.float64)
+    tree = max(search(model, tok), key=lambda t: len(t.nodes))
+    ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
+    assert len(ends) > 5 and max(tree.nodes[i].depth for i in ends) >= 3        # else the tests below prove little
+    return model, tree, ends
+
+
+def padded_path_logprobs(model, tree, end):
+    """log pi of every step of one path, from one plain row: what the packed forward must equal."""
+    steps = [tree.nodes[i].tokens for i in tree.path(end)]
+    row = torch.tensor([tree.prompt + sum(steps, [])])
+    logprobs = model(input_ids=row).logits[0].log_softmax(-1)
+    token = logprobs[:-1].gather(1, row[0, 1:, None])[:, 0]                     # (T - 1,): token t + 1 from state t
+    return [part.sum() for part in token[len(tree.prompt) - 1:].split([len(s) for s in steps])]
+
+
+# ---------------------------------------------------------------- packing
+
+
+def test_a_token_sees_its_ancestors_only():
+    tree = mcts.Tree("q", "a", prompt=[1, 2])
+    left, right = tree.add(mcts.Node(0, [3])), tree.add(mcts.Node(0, [4, 5]))
+    below = tree.add(mcts.Node(left, [6]))
+    packed = dvo.pack(tree, [tree.path(below), tree.path(right)])
+    assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
+    assert packed.position.tolist() == [0, 1, 2, 2, 3, 3]
+    assert packed.mask().astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0],                                                     # 1, the prompt
+        [1, 1, 0, 0, 0, 0],                                                     # 2
+        [1, 1, 1, 0, 0, 0],                                                     # 3, left
+        [1, 1, 0, 1, 0, 0],                                                     # 4, right: not its left neighbour 3
+        [1, 1, 0, 1, 1, 0],                                                     # 5
+        [1, 1, 1, 0, 0, 1]]                                                     # 6, below left
+
+
+def test_nodes_off_the_paths_are_not_packed():
+    tree = mcts.Tree("q", "a", prompt=[1])
+    a, b = tree.add(mcts.Node(0, [2])), tree.add(mcts.Node(0, [3]))
+    assert dvo.pack(tree, [[b]]).tokens.tolist() == [1, 3] and dvo.pack(tree, [[b], [a]]).num_nodes == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_padded_in_log_probs_and_gradient(searched, attention):
+    """The packed forward is exact: same step log-probs and same DVO gradient as one plain row a path."""
+    model, tree, ends = searched
+    model = copy.deepcopy(model)
+    model.set_attn_implementation(attention)
+    credit = torch.tensor([0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))], dtype=torch.float64)
+    reference = torch.tensor([n.logprob for n in tree.nodes], dtype=torch.float64) + 0.3
+    path = torch.zeros(len(ends), len(tree.nodes), dtype=torch.float64)
+    for row, end in zip(path, ends):
+        row[tree.path(end)] = 1
+
+    packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
+    loss = dvo.dvo_loss(packed, reference, credit, path).mean()
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+
+    losses = []
+    for end in ends:
+        nodes, steps = tree.path(end), padded_path_logprobs(model, tree, end)
+        assert torch.allclose(packed[nodes], torch.stack(steps), atol=1e-9)
+        losses.append(sum((0.1 * (s - reference[i]) - credit[i]) ** 2 for i, s in zip(nodes, steps)) / len(nodes))
+    plain = torch.stack(losses).mean()
+    assert abs(loss - plain) < 1e-9
+    for a, b in zip(gradient, torch.autograd.grad(plain, list(model.parameters()))):
+        assert (a - b).norm() <= 1e-9 + 1e-5 * b.norm()
+
+
+def test_packs_in_a_batch_do_not_see_each_other(searched, tok):
+    """Padding to the longest pack changes nothing."""
+    model, tree, ends = searched
+    other = search(model, tok, ["First, add. Then double it and take 5 from 12."])[0]
+    packs = [dvo.pack(tree, [tree.path(ends[0])]), dvo.pack(other, [other.path(i) for i, n in enumerate(other.nodes) if n.terminal])]
+    together = dvo.Policy(model)(packs=packs)
+    for p, vector in zip(packs, together):
+        assert torch.allclose(vector, dvo.step_logprobs(model, p), atol=1e-10)
+
+
+def test_training_log_probs_are_those_of_sampling(searched):
+    """What was sampled is what is trained on: every stored log-prob, EOS included, comes back from the packed forward."""
+    model, tree, ends = searched
+    packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
+    eos = set(model.generation_config.eos_token_id)
+    assert any(tree.nodes[i].tokens[-1] in eos for i in ends)
+    for i in {i for end in ends for i in tree.path(end)}:
+        assert abs(packed[i].item() - tree.nodes[i].logprob) < 1e-9
+
+
+def test_eos_is_part_of_the_last_step(searched):
+    """Without its EOS a model trained on the steps would never learn to stop."""
+    model, tree, ends = searched
+    eos = set(model.generation_config.eos_token_id)
+    end = next(i for i in ends if tree.nodes[i].tokens[-1] in eos and len(tree.nodes[i].tokens) > 1)
+    full = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(end)]))[end]
+    last = tree.nodes[end].tokens.pop()
+    without = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(end)]))[end]
+    tree.nodes[end].tokens.append(last)
+    assert without - full > 1e-3
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def test_dvo_loss_and_gradient_by_hand():
+    """Two paths over three steps (0 is the root): a = (1, 2), b = (3)."""
+    policy = torch.tensor([0.0, -1.0, -2.0, -3.0], requires_grad=True)
+    reference, credit = torch.tensor([0.0, -2.0, -2.0, -1.0]), torch.tensor([0.0, 0.5, -0.25, -1.0])
+    path = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 1]])
+    # log-ratios 1, 0, -2; beta 0.5: errors 0.5 - 0.5 = 0, 0 + 0.25 = 0.25, -1 + 1 = 0
+    losses = dvo.dvo_loss(policy, reference, credit, path, beta=0.5)
+    assert losses.tolist() == [(0 + 0.0625) / 2, 0]
+    losses.sum().backward()
+    assert policy.grad.tolist() == [0, 0, 0.5 * 2 * 0.25 / 2, 0]                # beta * 2 * error / steps of the path
+    # response level: 0.5 * (1 + 0) - (0.5 - 0.25) = 0.25; 0.5 * -2 + 1 = 0
+    assert dvo.dvo_loss(policy, reference, credit, path, 0.5, "response").tolist() == [0.0625, 0]
+
+
+def test_levels_agree_on_paths_of_one_step():
+    generator = torch.Generator().manual_seed(0)
+    policy, reference, credit = torch.randn(3, 9, generator=generator)
+    path = torch.eye(9)[1:]
+    step, response = (dvo.dvo_loss(policy, reference, credit, path, level=level) for level in ("step", "response"))
+    assert torch.allclose(step, response) and step.std() > 0.1
+
+
+def test_targets_telescope(searched):
+    """The response-level target of a path is r - V(s_0), whatever lies between."""
+    _, tree, ends = searched
+    for end in ends:
+        assert sum(tree.credit(i) for i in tree.path(end)) == pytest.approx(tree.nodes[end].reward - tree.nodes[0].value)
+
+
+def test_rft_loss_is_the_negative_log_likelihood():
+    policy = torch.tensor([0.0, -1.0, -2.0])
+    assert dvo.rft_loss(policy, torch.tensor([[0.0, 1, 1], [0, 0, 1]])).tolist() == [3, 2]
+
+
+# ---------------------------------------------------------------- examples
+
+
+def hand_tree():
+    """Root -> A (two terminals: right N=1, wrong N=1), B (right), C (wrong, not valid); V by hand."""
+    tree = mcts.Tree("q", "a", prompt=[1, 2, 3])
+    a = tree.add(mcts.Node(0, [4]))
+    for parent, reward, valid in (a, 1, True), (a, -1, True), (0, 1, True), (0, -1, False):
+        i = tree.add(mcts.Node(parent, [5], reward=reward, terminal=True, valid=valid))
+        mcts.backup(tree, i)
+    return tree
+
+
+def test_paths_end_in_valid_terminals_and_keep_the_count():
+    tree = hand_tree()
+    assert sorted(dvo.draw_paths(tree, 4, seed=0)) == [2, 3, 4]                 # 5 is not valid
+    assert {tuple(dvo.draw_paths(tree, 1, seed=s)) for s in range(30)} == {(2, 3), (4, 3)}
+    # weights: the path of 2 has N = 2 + 1, that of 4 has N = 1; so 2 is drawn in 3/4 of all seeds
+    share = np.mean([dvo.draw_paths(tree, 1, seed=s)[0] == 2 for s in range(2000)])
+    assert abs(share - 0.75) < 5 * (0.75 * 0.25 / 2000) ** 0.5
+
+
+def test_example_holds_credits_and_paths():
+    example = dvo.make_example(hand_tree())
+    assert example.credit.tolist() == [0, 0, 1, -1, 1, -1]                      # V(s_0) = V(A) = 0
+    assert example.correct.tolist() == [True, True, False]
+    assert sorted(example.path.tolist()) == [[0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
+
+
+def test_unsolved_questions_are_dropped_unless_kept():
+    tree = mcts.Tree("q", "a", prompt=[1])
+    mcts.backup(tree, tree.add(mcts.Node(0, [2], reward=-1, terminal=True)))
+    assert dvo.make_example(tree) is None and dvo.make_example(tree, keep_unsolved=True).path.tolist() == [[0, 1]]
+    assert dvo.make_example(hand_tree(), correct_only=True).correct.all()
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture
+def examples(tok):
+    trees = search(tiny.model(), tok, [f"Add {i} to {i + 1}." for i in range(12)], iterations=20)
+    found = [e for e in map(dvo.make_example, trees) if e]
+    assert len(found) >= 4
+    return found
+
+
+def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
+    """Else the first gradient would already be wrong."""
+    policy = dvo.Policy(tiny.model())
+    dvo.add_reference(policy, examples, tokens=10**6)
+    for batch in dvo.micro_batches(examples, 10**6):
+        for example, logprobs in zip(batch, policy(packs=[e.pack for e in batch])):
+            assert torch.equal(logprobs, example.reference)
+
+
+def dvo_step(example, logprobs):
+    return dvo.dvo_loss(logprobs, example.reference, example.credit, example.path)
+
+
+def test_training_drives_the_implicit_reward_to_the_credit(examples):
+    policy, entries = dvo.Policy(tiny.model()), []
+    dvo.add_reference(policy, examples, tokens=10**6)
+    dvo.train(policy, examples, dvo_step, lr=3e-3, epochs=40, questions_per_step=6, micro_tokens=10**6,
+              log=lambda **e: entries.append(e))
+    assert entries[-1]["loss"] < 0.5 * entries[0]["loss"]
+    assert entries[-1]["rewards/chosen"] > entries[-1]["rewards/rejected"]
+    assert entries[0]["lr"] < entries[4]["lr"] > entries[-1]["lr"]              # warmup, then cosine
+
+
+def test_micro_batches_do_not_change_the_update(examples):
+    """The loss is the mean over the paths of the optimiser step, however it is cut up."""
+    weights = []
+    for micro_tokens in (1, 150, 10**6):
+        policy = dvo.Policy(tiny.model(dtype=torch.float64))
+        dvo.add_reference(policy, examples, micro_tokens)
+        dvo.train(policy, examples, dvo_step, lr=1e-3, epochs=2, questions_per_step=4, micro_tokens=micro_tokens)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-9) and torch.allclose(weights[0], weights[2], atol=1e-9)
+
+
+def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
+    batches = dvo.micro_batches(examples, 200)
+    assert sorted(id(e) for b in batches for e in b) == sorted(map(id, examples))
+    assert all(len(b) == 1 or len(b) * max(len(e.pack.tokens) for e in b) <= 200 for b in batches)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tok):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.model().save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    rows = [{"question": f"Add {i} to {i + 1}.", "answer": "7"} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(*arguments, cwd=ROOT, script="dvo.py"):
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+SMALL = ["--rounds", 2, "--questions-per-round", 4, "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
+         "--lr", 1e-3, "--questions-per-step", 2, "--max-new-tokens", 32, "--trials", 2]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, model_folder, data_file):
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "round 2" in done.stdout
+    return out
+
+
+def test_two_rounds_leave_trees_logs_and_loadable_models(run_folder, data_file, tok):
+    events = [json.loads(line) for line in open(run_folder / "log.jsonl")]
+    assert all({"event", "round", "step", "time"} <= e.keys() for e in events)
+    evals = [e for e in events if e["event"] == "eval"]
+    assert [e["round"] for e in evals] == [0, 1, 2]
+    assert all(e["task"] == str(data_file) and 0 <= e["accuracy"] <= 1 and e["sem"] >= 0 and e["n"] == 8 for e in evals)
+    assert {"loss", "lr", "rewards/chosen", "rewards/rejected", "tokens_per_second"} <= next(
+        e for e in events if e["event"] == "train").keys()
+    questions = [{t.question for t in mcts.read_trees(run_folder / f"round{r}" / "trees.rank0.jsonl")} for r in (1, 2)]
+    assert all(len(q) == 4 for q in questions) and not questions[0] & questions[1]      # each round its own questions
+    models = [transformers.AutoModelForCausalLM.from_pretrained(run_folder / f"round{r}" / "model") for r in (1, 2)]
+    assert all(any(not torch.equal(a, b) for a, b in zip(m.parameters(), n.parameters()))
+               for m, n in ((models[0], models[1]), (models[0], tiny.model())))
+    assert models[1].generation_config.eos_token_id == tiny.model().generation_config.eos_token_id
+    loaded = transformers.AutoTokenizer.from_pretrained(run_folder / "round2" / "model")
+    assert loaded("Add 3.\n\n").input_ids == tok("Add 3.\n\n").input_ids
+    assert json.loads((run_folder / "config.json").read_text())["breadth"] == 3
+
+
+def test_a_finished_run_is_not_done_again(run_folder, model_folder, data_file):
+    before = {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", run_folder, *SMALL)
+    assert done.returncode == 0 and "round 2" in done.stdout
+    assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+
+
+def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):
+    out = tmp_path / "trees.jsonl"
+    done = command("--model", model_folder, "--data", data_file, "--out", out, "--limit", 2, "--iterations", 3, "--seed", 4,
+                   script="mcts.py")
+    assert done.returncode == 0, done.stderr
+    trees = list(mcts.read_trees(out))
+    assert len(trees) == 2 and trees[0].config["seed"] == 4 and trees[0].config["iterations"] == 3
+    drawn = command("--show", out, script="mcts.py")
+    assert drawn.returncode == 0 and "Add 0 to 1." in drawn.stdout and "─" in drawn.stdout
+
+
+def test_eval_command_prints_mean_and_spread(tmp_path, model_folder, data_file):
+    done = command("--model", model_folder, "--data", data_file, "--limit", 3, "--trials", 2, "--max-new-tokens", 20,
+                   script="eval.py")
+    assert done.returncode == 0 and "±" in done.stdout, done.stderr
+
+
+BAD = {                                                             # arguments -> words of the one sentence
+    "missing data": (["--data", "no_such_file.jsonl"], "no_such_file.jsonl"),
+    "empty data": (["--data", "EMPTY"], "empty"),
+    "not JSON": (["--data", "BROKEN"], "line 2"),
+    "no answer": (["--data", "NO_ANSWER"], "line 1"),
+    "empty question": (["--data", "EMPTY_QUESTION"], "line 1"),
+    "unknown model": (["--model", "no/such/folder"], "no/such/folder"),
+    "breadth 0": (["--breadth", 0], "--breadth"),
+    "depth 0": (["--depth", 0], "--depth"),
+    "negative beta": (["--beta", -1], "--beta"),
+    "fewer candidates than breadth": (["--breadth", 5, "--candidates", 3], "--candidates"),
+    "unwritable folder": (["--out", "FILE/run"], "--out"),
+    "folder of another run": (["--out", "RUN", "--beta", 0.2], "beta was 0.1 and is 0.2"),
+    "folder of something else": (["--out", "SOMETHING"], "holds no run"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, model_folder, data_file, run_folder):
+    good = data_file.read_text().splitlines()[0]
+    files = {"EMPTY": "", "BROKEN": good + "\nnot json\n", "NO_ANSWER": '{"question": "Add 1."}\n', "FILE": "",
+             "EMPTY_QUESTION": '{"question": " ", "answer": "1"}\n', "SOMETHING/file": "x"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    arguments = [run_folder if a == "RUN" else a for a in arguments]
+    defaults = ["--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", "new", *SMALL]
+    done = command(*defaults, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert words in sentence and "Traceback" not in done.stderr
+
+
+def test_doctests():
+    for module in (dvo, tasks):
+        result = doctest.testmod(module)
+        assert result.attempted > 0 and result.failed == 0, module
