@@ -20,6 +20,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_state_dict,
                                                      set_model_state_dict, set_state_dict)
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -466,8 +468,8 @@ def load_state(folder, policy, optimizer=None):
     state = {"model": model, "step": 0} | ({"optimizer": moments} if optimizer else {})
     try:
         dcp.load(state, checkpoint_id=folder)
-    except Exception as error:
-        raise InputError(f"the training state {folder} cannot be read ({str(error).splitlines()[0]}); delete it to train "
+    except (Exception, CheckpointException) as error:               # the latter is no Exception
+        raise InputError(f"the training state {folder} cannot be read ({str(error).strip().splitlines()[0]}); delete it to train "
                          "this round again") from None
     set_state_dict(policy, optimizer or [], model_state_dict=model, optim_state_dict=moments)
     return state["step"]
@@ -548,6 +550,14 @@ class Run:
             self.lines.flush()
             self.events.append(entry)
 
+    def not_evaluated(self, names):
+        """Those tasks that have no result of the current round; rank 0, which has read the log, tells the others."""
+        known = [e["task"] for e in self.events if e["event"] == "eval" and e["round"] == self.round]
+        missing = [[name for name in names if name not in known]]
+        if dist.is_initialized():
+            dist.broadcast_object_list(missing)
+        return missing[0]
+
     def file(self, name, r=None):
         """A path in the folder of round r (default: the current one), which is made."""
         path = self.folder / f"round{self.round if r is None else r}" / name
@@ -572,6 +582,43 @@ def drop_torn_line(path):
 # ---------------------------------------------------------------- rounds
 
 
+WORKED = [("A shelf holds 4 rows of 9 books. 7 books are lent out. How many are left?",
+           "There are 4 * 9 = 36 books on the shelf.\n\n7 are lent out, so 36 - 7 = 29 are left.\n\nFinal Answer: 29"),
+          ("What is the sum of the solutions of x^2 - 5x + 6 = 0?",
+           "The equation factors as (x - 2)(x - 3) = 0.\n\nIts solutions are 2 and 3, and 2 + 3 = 5.\n\nFinal Answer: 5"),
+          ("Which of these floats on water?\nA) a stone\nB) a cork\nC) a coin",
+           "What is less dense than water floats on it.\n\nStone and metal are denser than water, cork is less dense.\n\n"
+           "Final Answer: B")]
+
+
+def single_path(question, answer, prompt, response):
+    """A tree of one path of one node: a correct response to imitate."""
+    tree = mcts.Tree(question, answer, prompt)
+    tree.add(mcts.Node(0, response, reward=1, terminal=True, visits=1))
+    return make_example(tree)
+
+
+def bootstrap(run, policy, tokenizer, problems, args):
+    """Format bootstrapping (App. B): sample with worked examples in the prompt, keep the correct responses that end by
+    `Final Answer:`, and imitate them without the examples for one epoch; so the base learns to write steps."""
+    start, mine = time.time(), list(enumerate(problems))[rank()::world()]
+    with resident(policy), tqdm(total=len(mine), desc="bootstrap: sample", unit="question", disable=rank() > 0) as bar:
+        prompts = [mcts.build_prompt(tokenizer, p["question"], WORKED) for _, p in mine]
+        drawn = mcts.sample(policy, tokenizer, prompts, n=args.bootstrap_samples, max_new_tokens=args.max_new_tokens,
+                            seed=args.seed, progress=bar.update)
+        wait_for_ranks("bootstrap")
+    kept = [(i, {s.text: s.tokens for s in samples if s.end in ("eos", "answer") and mcts.MARKER in s.text
+                 and "\n\n" in s.text and tasks.grade(s.text, p["answer"])}) for (i, p), samples in zip(mine, drawn)]
+    examples = [single_path(p["question"], p["answer"], mcts.build_prompt(tokenizer, p["question"]), tokens)
+                for p, responses in zip(problems, gather(kept)) for tokens in responses.values()]
+    if examples:
+        train(policy, examples, lambda e, logprobs: rft_loss(logprobs, e.path), lr=args.bootstrap_lr, epochs=1,
+              questions_per_step=8 * args.questions_per_step, micro_tokens=args.micro_tokens, seed=args.seed,
+              description="bootstrap: train", state=run.file("state"))
+    run.log("bootstrap", questions=len(problems), responses=len(examples), seconds=round(time.time() - start, 1))
+    save_model(policy, tokenizer, run.file("model"))
+
+
 def search_round(run, policy, tokenizer, problems, args):
     """Search those of `problems` that have no tree yet, each rank its share."""
     start = time.time()
@@ -581,6 +628,7 @@ def search_round(run, policy, tokenizer, problems, args):
     meet()
     done = {tree.question for tree in run.trees()}
     todo = [p for p in problems if p["question"] not in done]
+    meet()                                                          # all have read before the first one writes
     mine = todo[rank()::world()]
     settings = mcts.search_settings(args) | {"seed": args.seed + run.round}
     if todo:
@@ -629,14 +677,9 @@ def train_round(run, policy, tokenizer, args):
 
 
 def evaluate_round(run, policy, tokenizer, eval_sets, args):
-    """Evaluate on every task that has no result of this round yet, each rank its share of the questions."""
+    """Evaluate on `eval_sets`, each rank its share of the questions."""
     for task, problems in eval_sets.items():
         start, mine = time.time(), list(enumerate(problems))[rank()::world()]
-        known = [any(e["event"] == "eval" and e["round"] == run.round and e["task"] == task for e in run.events)]
-        if dist.is_initialized():
-            dist.broadcast_object_list(known)                       # rank 0 has read the log
-        if known[0]:
-            continue
         with resident(policy), tqdm(total=len(mine), desc=f"round {run.round}: evaluate on {task}", unit="question",
                                     disable=rank() > 0) as bar:
             responses = tasks.respond(policy, tokenizer, [p for _, p in mine], trials=args.trials, seed=args.seed,
@@ -649,21 +692,24 @@ def evaluate_round(run, policy, tokenizer, eval_sets, args):
 
 
 def run_rounds(run, policy, tokenizer, problems, eval_sets, args):
-    """The whole of DVO: evaluate the base; then for each round search, train, save, evaluate."""
-    evaluate_round(run, policy, tokenizer, eval_sets, args)
-    stale = False                                                   # the policy is older than the last finished round
-    for run.round in range(1, args.rounds + 1):
-        run.step, first = 0, (run.round - 1) * args.questions_per_round
-        if run.file("model").exists():
-            stale = True
-        else:
-            if stale:
-                load_state(run.file("state", run.round - 1), policy)
-                stale = False
-            questions = [problems[i % len(problems)] for i in range(first, first + min(args.questions_per_round, len(problems)))]
-            search_round(run, policy, tokenizer, questions, args)
+    """The whole of DVO: make the base write steps and evaluate it; then for each round search, train, save, evaluate.
+    Whatever an earlier start of the same run has finished is not done again."""
+    held = -1 if args.bootstrap else 0                              # the round whose weights the policy holds now
+    for run.round in range(args.rounds + 1):
+        run.step, new = 0, (run.round > 0 or args.bootstrap) and not run.file("model").exists()
+        evals = {task: eval_sets[task] for task in run.not_evaluated(eval_sets)}
+        needed = run.round - 1 if new else run.round if evals else held
+        if needed != held:
+            load_state(run.file("state", needed), policy)
+            held = needed
+        if new and run.round == 0:
+            bootstrap(run, policy, tokenizer, problems[:args.bootstrap_questions], args)
+        elif new:
+            n, first = min(args.questions_per_round, len(problems)), (run.round - 1) * args.questions_per_round
+            search_round(run, policy, tokenizer, [problems[i % len(problems)] for i in range(first, first + n)], args)
             train_round(run, policy, tokenizer, args)
-        evaluate_round(run, policy, tokenizer, eval_sets, args)
+        held = run.round if new else held
+        evaluate_round(run, policy, tokenizer, evals, args)
 
 
 def report(run, eval_sets, rounds):
@@ -735,7 +781,7 @@ def make_base(folder, seed, skip=0.25):
     save_model(policy, tokenizer, folder)
 
 
-DEMO = dict(data="arithmetic", eval_data=["arithmetic"], eval_limit=300, questions_per_round=200, iterations=40,
+DEMO = dict(bootstrap=False, data="arithmetic", eval_data=["arithmetic"], eval_limit=300, questions_per_round=200, iterations=40,
             max_step_tokens=32, lr=1e-4, questions_per_step=4, max_new_tokens=96, slots=64)
 
 
@@ -772,6 +818,12 @@ def parse_arguments():
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="default: float32 on a CPU, else bfloat16")
     group.add_argument("--device", help="default: the first GPU, else the CPU")
+    group = parser.add_argument_group("format bootstrapping (App. B)")
+    group.add_argument("--bootstrap", action=argparse.BooleanOptionalAction, default=True, help="imitate correct few-shot "
+                       "responses before the first round")
+    group.add_argument("--bootstrap-questions", type=int, default=500, metavar="N", help="that are sampled (default: 500)")
+    group.add_argument("--bootstrap-samples", type=int, default=64, metavar="N", help="a question; paper: 64")
+    group.add_argument("--bootstrap-lr", type=float, default=2e-5, metavar="RATE", help="paper: 2e-5, one epoch")
     mcts.add_search_flags(parser)
     group = parser.add_argument_group("training (Sec. 4.3)")
     group.add_argument("--objective", choices=OBJECTIVES, default="dvo")
@@ -794,15 +846,33 @@ def parse_arguments():
     if not args.model:
         parser.set_defaults(**DEMO)
     args = parser.parse_args()
-    for name, least in dict(rounds=1, questions_per_round=1, paths=1, epochs=1, questions_per_step=1, micro_tokens=1,
+    for name, least in dict(rounds=1, questions_per_round=1, bootstrap_questions=1, bootstrap_samples=1, paths=1, epochs=1, questions_per_step=1, micro_tokens=1,
                             trials=1, max_new_tokens=1, temperature=0, beta=1e-9, lr=0).items():
-        if getattr(args, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, but must be at least {least:g}")
+        mcts.check_range(**{name: (getattr(args, name), least)})
     return args
+
+
+class Stopped(BaseException):
+    """A signal asked the run to end."""
+
+
+def stop(number, frame):
+    raise Stopped(number)
 
 
 def main():
     args, start = parse_arguments(), time.time()
+    for number in signal.SIGTERM, signal.SIGINT:
+        signal.signal(number, stop)
+    try:
+        run_command_line(args, start)
+    except Stopped as stopped:
+        if rank() == 0:
+            print("\ndvo.py: stopped; what is finished is saved, and the same command goes on from there", file=sys.stderr)
+        os._exit(128 + stopped.args[0])                             # without waiting for the other ranks
+
+
+def run_command_line(args, start):
     device, demo = start_ranks(args.device), not args.model
     problems = tasks.load_problems(args.data, split="train")
     eval_sets = {task: tasks.load_problems(task, split="test")[:args.eval_limit] for task in args.eval_data}
@@ -821,6 +891,9 @@ def main():
             show_tree(list(run.trees()))
         report(run, eval_sets, args.rounds)
         print(f"\n{time.time() - start:.0f} s in all; everything is in {out}")
+    if dist.is_initialized():
+        meet()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_a
 """
 import argparse
 import cmath
+import collections
 import functools
 import hashlib
 import json
@@ -50,10 +51,7 @@ def _metamath(row, seed):
 
 
 def _pair(row, seed):
-    answer = row["answer"]
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
-    return row["question"], answer
+    return row["question"], str(row["answer"]) if type(row["answer"]) in (int, float) else row["answer"]
 
 
 def _choice(row, seed):
@@ -76,47 +74,45 @@ def _lettered(question, options, correct):
     return "\n".join([question, *lines]), lines[options.index(correct)]
 
 
-_GITHUB, _CSQA = "https://raw.githubusercontent.com/", "https://s3.amazonaws.com/commensenseqa/"
-_GSM8K = _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/"
-_AGIEVAL = _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/"
-_PRM800K = ("https://media.githubusercontent.com/media/openai/prm800k/"
-            "00811d6de065642a6967b9017d4cee59550c0ef4/prm800k/math_splits/")  # 12,000 and 500 problems
-_METAMATH = "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/"
+def _files(address, **splits):
+    return {split: (file, address + path, sha256) for split, (file, path, sha256) in splits.items()}
+
+
+_GITHUB = "https://raw.githubusercontent.com/"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
-_OBQA, _SCIQ = _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/", _MIRROR + "SciQ/"
-_ARC = _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-"
-_CSQA_DEV = ("csqa_dev_rand_split.jsonl", _CSQA + "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
+_CSQA_DEV = ("csqa_dev_rand_split.jsonl", "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
 
 # task: (row converter, {split: (file name, address, first 32 hexadecimal digits of its sha256 where known)})
 TASKS = {
-    "gsm8k": (_gsm8k, {
-        "train": ("gsm8k_train.jsonl", _GSM8K + "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
-        "test": ("gsm8k_test.jsonl", _GSM8K + "test.jsonl", "3730d312f6e3440559ace48831e51066")}),
-    "math": (_math, {
-        "train": ("math_train.jsonl", _PRM800K + "train.jsonl", "90d96daeac3fe343ebb1e22ce93dd996"),
-        "test": ("math_test.jsonl", _PRM800K + "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5")}),
-    "agieval-math": (_pair, {
-        "test": ("agieval_math.jsonl", _AGIEVAL + "math.jsonl", "43e783af2025318125a96a970a0df379")}),
-    "metamath": (_metamath, {
-        "train": ("MetaMathQA-395K.json", _METAMATH + "MetaMathQA-395K.json",
-                  "fb39a5d8c05c042ece92eae37dfd5ea4")}),
-    "obqa": (_choice, {
-        "train": ("openbookqa_main_train.jsonl", _OBQA + "OpenBookQA_train.jsonl",
-                  "388ce25926fa33b573ba6556d7245a61"),
-        "dev": ("openbookqa_main_dev.jsonl", _OBQA + "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
-        "test": ("openbookqa_main_test.jsonl", _OBQA + "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd")}),
-    "csqa": (_choice, {  # the answers of its own test split were never published
-        "train": ("csqa_train_rand_split.jsonl", _CSQA + "train_rand_split.jsonl",
-                  "58ffa3c8472410e24b8c43f423d89c8a"),
-        "dev": _CSQA_DEV, "test": _CSQA_DEV}),
-    "arc": (_choice, {
-        "train": ("arc_challenge_train.jsonl", _ARC + "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
-        "dev": ("arc_challenge_dev.jsonl", _ARC + "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
-        "test": ("arc_challenge_test.jsonl", _ARC + "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81")}),
-    "sciq": (_sciq, {
-        "train": ("sciq_train.json", _SCIQ + "train.json", ""),
-        "dev": ("sciq_valid.json", _SCIQ + "valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
-        "test": ("sciq_test.json", _SCIQ + "test.json", "7340983c427dc2ffd3dccf1adb758b6c")}),
+    "gsm8k": (_gsm8k, _files(
+        _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/",
+        train=("gsm8k_train.jsonl", "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
+        test=("gsm8k_test.jsonl", "test.jsonl", "3730d312f6e3440559ace48831e51066"))),
+    "math": (_math, _files(  # 12,000 and 500 problems
+        "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
+        "prm800k/math_splits/",
+        train=("math_train.jsonl", "train.jsonl", "90d96daeac3fe343ebb1e22ce93dd996"),
+        test=("math_test.jsonl", "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5"))),
+    "agieval-math": (_pair, _files(
+        _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/",
+        test=("agieval_math.jsonl", "math.jsonl", "43e783af2025318125a96a970a0df379"))),
+    "metamath": (_metamath, _files("https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/",
+        train=("MetaMathQA-395K.json", "MetaMathQA-395K.json", "fb39a5d8c05c042ece92eae37dfd5ea4"))),
+    "obqa": (_choice, _files(_MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/",
+        train=("openbookqa_main_train.jsonl", "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
+        dev=("openbookqa_main_dev.jsonl", "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
+        test=("openbookqa_main_test.jsonl", "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd"))),
+    "csqa": (_choice, _files("https://s3.amazonaws.com/commensenseqa/",  # its test answers are not public
+        train=("csqa_train_rand_split.jsonl", "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
+        dev=_CSQA_DEV, test=_CSQA_DEV)),
+    "arc": (_choice, _files(_MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-",
+        train=("arc_challenge_train.jsonl", "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
+        dev=("arc_challenge_dev.jsonl", "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
+        test=("arc_challenge_test.jsonl", "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81"))),
+    "sciq": (_sciq, _files(_MIRROR + "SciQ/",
+        train=("sciq_train.json", "train.json", ""),
+        dev=("sciq_valid.json", "valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
+        test=("sciq_test.json", "test.json", "7340983c427dc2ffd3dccf1adb758b6c"))),
     "arithmetic": (None, {"train": 600, "test": 300}),  # generated below; the numbers of problems
 }
 
@@ -134,17 +130,17 @@ def load_problems(name_or_path, *, split="test", limit=None, data_dir=None, seed
     A file found nowhere is downloaded into the cache folder. Repeated questions are dropped and counted.
     Raises InputError for an unknown task or split, a failed download, and a missing, empty or malformed file.
     """
-    if name_or_path == "arithmetic":
-        return arithmetic(min(TASKS["arithmetic"][1][split], limit or sys.maxsize), seed=split)
-    if name_or_path in TASKS:
-        convert, files = TASKS[name_or_path]
-        if split not in files:
-            raise InputError(f"{name_or_path} has no split {split!r}: choose one of {', '.join(files)}.")
-        path = _locate(*files[split], data_dir)
-    else:
-        convert, path = _pair, Path(name_or_path)
+    convert, files = TASKS.get(name_or_path, (_pair, None))
+    if files is None:
+        path = Path(name_or_path)
         if not path.is_file():
             raise InputError(f"{path} is neither a file nor a task; the tasks are {', '.join(TASKS)}.")
+    elif split not in files:
+        raise InputError(f"{name_or_path} has no split {split!r}: choose one of {', '.join(files)}.")
+    elif name_or_path == "arithmetic":
+        return arithmetic(min(files[split], sys.maxsize if limit is None else limit), seed=split)
+    else:
+        path = _locate(*files[split], data_dir)
     problems, repeats = {}, 0
     for line, row in _rows(path):
         if limit is not None and len(problems) >= limit:
@@ -169,36 +165,13 @@ def load_problems(name_or_path, *, split="test", limit=None, data_dir=None, seed
     return [{"question": question, "answer": answer} for question, answer in problems.items()]
 
 
-def _rows(path):
-    """Yield (line number, object) from a JSON Lines file or from one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}): replace the file.") from error
-    is_list, decoder, position, line = text.lstrip().startswith("["), json.JSONDecoder(), 0, 1
-    skip, rest_of_line = re.compile(r"[\s,\[\]]*" if is_list else r"\s*"), re.compile(r"[^\n]*")
-    while True:
-        start = skip.match(text, position).end()
-        line, position = line + text.count("\n", position, start), start
-        if start == len(text):
-            return
-        try:
-            row, end = decoder.raw_decode(text, start)
-            if not is_list and rest_of_line.match(text, end)[0].strip():
-                raise ValueError("more follows the object")
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {line}: not JSON ({error}); correct or delete it.") from error
-        yield line, row
-        line, position = line + text.count("\n", start, end), end
-
-
 def _locate(file, url, sha256, data_dir):
     cache = Path(os.environ.get("DVO_CACHE") or Path.home() / ".cache" / "dvo")
-    for folder in [data_dir, cache]:
-        if folder is not None and (Path(folder) / file).is_file():
-            return Path(folder) / file
-    _download(url, cache / file, sha256)
-    return cache / file
+    for path in (Path(data_dir or cache, file), cache / file):
+        if path.is_file():
+            return path
+    _download(url, path, sha256)
+    return path
 
 
 def _download(url, path, sha256):
@@ -222,6 +195,29 @@ def _download(url, path, sha256):
     finally:
         if partial.exists():
             partial.unlink()
+
+
+def _rows(path):
+    """Yield (line number, object) from a JSON Lines file or from one JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}): replace the file.") from error
+    is_list, decoder, position, line = text.lstrip().startswith("["), json.JSONDecoder(), 0, 1
+    skip, rest_of_line = re.compile(r"[\s,\[\]]*" if is_list else r"\s*"), re.compile(r"[^\n]*")
+    while True:
+        start = skip.match(text, position).end()
+        line, position = line + text.count("\n", position, start), start
+        if start == len(text):
+            return
+        try:
+            row, end = decoder.raw_decode(text, start)
+            if not is_list and rest_of_line.match(text, end)[0].strip():
+                raise ValueError("more follows the object")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {line}: not JSON ({error}); correct or delete it.") from error
+        yield line, row
+        line, position = line + text.count("\n", start, end), end
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -286,18 +282,18 @@ def single_operations(text):
 # ----------------------------------------------------------------------------------------------------------
 # Extraction: the final answer in a response
 
-_FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b|:)[\s:*]*", re.I)
+MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
+_FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b|:)", re.I)
 _WEAKER = [re.compile(pattern, re.I) for pattern in (
     r"(?<!#)####(?!#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)",  # not a heading
-    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b\s*:?",
-    r"\banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))", r"(?:\A|\n)A:(?=[^\n]{0,60}\s*\Z)")]
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*[.\s]*\Z")
+    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b",  # the answer is
+    r"\banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))", r"(?:\A|\n)A:(?=[^\n]{0,60}\s*\Z)",  # Answer:, A: as last line
+    r"\*\*(?=[^*\n]+\*\*[.\s]*\Z)")]  # bold text at the end
 _SENTENCE_END = re.compile(r"(?<!\b[DMS][rst])[.!?][)\"'*]*\s+(?=[A-Z<\[(])|<\|")  # not after Dr, Mr, Ms
 _BOX, _BRACE = re.compile(r"\\f?boxed\s*(?=\{)"), re.compile(r"\\.|[{}]", re.S)
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 _VALUE = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]"
                     r"|((?<!\^)-?\.?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?\s?%?)", re.S)
-MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
 
 
 def extract_answer(text):
@@ -313,42 +309,36 @@ def extract_answer(text):
     >>> extract_answer("I do not know.")
     """
     text = text[-MAX_RESPONSE:]
-    finals = list(_FINAL.finditer(text))
-    if finals:
-        rest = text[finals[-1].end():]
-        if found := _boxed(rest) or _sentence(rest):
-            return extract_answer(found) or found  # "Final Answer: the answer is 5"
-    if found := _boxed(text):
-        return found
+    rest = _after_last(_FINAL, text)
+    if found := _boxed(rest) or _sentence(rest):
+        return extract_answer(found) or found  # "Final Answer: the answer is 5"
+    found = _boxed(text)
     for marker in _WEAKER:
-        uses = list(marker.finditer(text))
-        if uses and (found := _sentence(text[uses[-1].end():])):
-            return found
-    bold = _BOLD.search(text, max(0, len(text) - 500))
-    return bold and bold[1].strip()
+        if not found and (rest := _after_last(marker, text)):
+            found = _sentence(rest)
+    return found or None
+
+
+def _after_last(marker, text):
+    ends = [use.end() for use in marker.finditer(text)]
+    return text[ends[-1]:] if ends else ""
 
 
 def _boxed(text):
     """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None."""
     found, start = [], len(text)
     for box in reversed(list(_BOX.finditer(text))):
-        end = _closing(text, box.end())
-        if end is None or end > start:
-            break
-        if found and (start - end > 40 or not _JOINT.fullmatch(text, end, start)):
+        depth, end = 0, None
+        for brace in _BRACE.finditer(text, box.end()):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                end = brace.end()
+                break
+        if end is None or found and (start - end > 40 or not _JOINT.fullmatch(text, end, start)):
             break
         found.insert(0, text[box.end() + 1:end - 1].strip())
         start = box.start()
     return ", ".join(found) or None
-
-
-def _closing(text, start):
-    depth = 0
-    for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return brace.end()
-    return None
 
 
 def _sentence(rest):
@@ -357,7 +347,7 @@ def _sentence(rest):
     for opening, closing in (("$$", "$$"), (r"\[", r"\]")):
         if rest.startswith(opening) and (end := rest.find(closing, 2)) > 0:
             return rest[2:end].strip()
-    line = _SENTENCE_END.split(rest.split("\n", 1)[0], maxsplit=1)[0].strip(" \t\r*\"'`").rstrip(". ")
+    line = _SENTENCE_END.split(rest.split("\n", 1)[0], maxsplit=1)[0].strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
 
@@ -372,25 +362,26 @@ def grade(response, answer):
         prediction = response[-MAX_RESPONSE:]
     if is_equiv(prediction, answer):
         return True
-    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", prediction)) < 3 or _parse(_clean(prediction), True):
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", prediction)) < 3 or _parse(_clean(prediction)):
         return False
     values = list(_VALUE.finditer(_translate(prediction[-1000:])))
     return bool(values) and is_equiv(next(filter(None, values[-1].groups())), answer)
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Equivalence: equal as text or as option, else parsed and compared, exactly where that is possible
+# Equivalence: equal as option or as text, else read as mathematics and compared by value
 
 # Beyond these limits two answers are equal only as text
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_UNORDERED = 2000, 400, 40, 2048, 12
+MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 400, 40, 4096, 30
 
-_WRAPPER = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{"
-_WRAPPED, _WHOLE = re.compile(_WRAPPER + r"([^{}]*)\}"), re.compile(_WRAPPER + r"[^{}]*\}")
-_OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?([A-J])\)?\s*(?:[.):]\s*(?:\S.*)?)?", re.I | re.S)
-_NUMBERED = re.compile(r"(?:option|choice)\s+\(?(\d)\)?|\(?(\d)[.)]\s+[A-Za-z].*", re.I | re.S)
-_LETTERED, _LABEL = re.compile(r"([A-J])\) (.+)", re.S), re.compile(r"\(?([A-J])\)?", re.I)
-_DELIMITER = re.compile(r"\\?\$|\\[()\[\]]")
-_BASE = re.compile(r"(\d[0-9A-Za-z]*)\s*_\s*\{?\s*(\d+)\s*\}?")
+_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
+_CHOSEN = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?([A-J\d])\)?\s*(?:[.):](?!\d).*)?", re.I | re.S)
+_RIGHT = re.compile(r"\(?([A-J\d])(?:\)?|\) (.+))", re.I | re.S)  # B, (B), or B) with the text of the option
+_UNICODE = {ord(k): v for k, v in {
+    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ",
+    "≤": "<=", "≥": ">=", "≠": "!=", "≈": "=", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
+    "∅": r"\emptyset ", "±": r"\pm ", "θ": r"\theta ", "²": "^2", "³": "^3", "⁄": "/", "’": "'", "\0": "",
+    "½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅛": " 1/8"}.items()}
 
 
 def is_equiv(prediction, answer):
@@ -404,25 +395,17 @@ def is_equiv(prediction, answer):
     (True, True, False)
     """
     prediction, answer = _clean(prediction), _clean(answer)
-    chosen = _OPTION.fullmatch(_WRAPPED.sub(r"\1", prediction[:MAX_CHARS]))
-    lettered = _LETTERED.fullmatch(answer)
-    label = lettered or _LABEL.fullmatch(answer)
-    if chosen and label:  # a letter was chosen and a letter is right: nothing else counts
-        return chosen[1].upper() == label[1].upper()
-    answer = lettered[2] if lettered else answer
+    chosen, right = _CHOSEN.fullmatch(_WRAPPED.sub(r"\1", prediction[:MAX_CHARS])), _RIGHT.fullmatch(answer)
+    if chosen and right and chosen[1].isdigit() == right[1].isdigit():
+        return chosen[1].upper() == right[1].upper()  # of two labels nothing else counts
+    answer = right and right[2] or answer
     if not prediction or not answer:
         return False
-    numbered = _NUMBERED.fullmatch(prediction)
-    if _plain(prediction) == _plain(answer) or numbered and answer.strip("()") in numbered.groups():
+    if _plain(prediction) == _plain(answer):
         return True
-    for thousands in (True, False) if "," in prediction + answer else (True,):  # "1,200": one number, or two?
-        left, right = _parse(prediction, thousands), _parse(answer, thousands)
-        try:
-            if left and right and _same_items(left, right):
-                return True
-        except ArithmeticError:  # beyond floating point
-            continue
-    return False
+    separators = (",", ", ") if "," in prediction + answer else (",",)  # "1,200": one number, or two?
+    return any(_same_answers(*(_parse(text.replace(",", separator)) for text in (prediction, answer)))
+               for separator in separators)
 
 
 def _clean(text):
@@ -430,16 +413,8 @@ def _clean(text):
     if "boxed" in text:
         text = _boxed(text[-MAX_RESPONSE:]) or text
     text = _translate(text).strip(" \t\r\n*`\"'\0").rstrip(" .;,:*`\"'\n$")
-    if _WHOLE.fullmatch(text.strip("$ ")):
-        return _WRAPPED.fullmatch(text.strip("$ "))[1].strip()
-    return text
-
-
-_UNICODE = {ord(k): v for k, v in {
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ",
-    "°": r"^\circ ", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "=", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
-    "∅": r"\emptyset ", "±": r"\pm ", "θ": r"\theta ", "²": "^2", "³": "^3", "⁄": "/", "’": "'", "\0": "",
-    "½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅛": " 1/8"}.items()}
+    wrapped = _WRAPPED.fullmatch(text.strip("$ "))
+    return wrapped[1].strip() if wrapped else text
 
 
 def _translate(text):
@@ -454,111 +429,101 @@ def _plain(text):
     """Text to compare as text: single spaces, no wrappers, delimiters, case, article or final full stop."""
     if len(text) > MAX_RESPONSE:
         return text
-    text = _DELIMITER.sub(" ", _WRAPPED.sub(r" \1 ", text)).casefold()
-    text = " ".join(text.split()).rstrip(" .")
-    base = _BASE.fullmatch(text)
-    return f"{base[1]}_{base[2]}" if base else re.sub(r"\A(?:the|an|a) (?=\w)", "", text)
+    text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text)).casefold()
+    text = re.sub(r" ?_ ?\{ ?(\w+) ?\}", r"_\1", " ".join(text.split()))  # 101_{2} is 101_2
+    return re.sub(r"\A(?:the|an|a) (?=\w)", "", text.rstrip(" ."))
 
 
-# Reading: text becomes tokens (kind, value, space before?), tokens become trees ("+", ("num", 1), ...)
+# Reading: text becomes tokens (kind, value), tokens become expressions, groups and relations.
 
-_TOKEN = r"""(?P<skip>\s+ | ~ | \\?\$ | [€£¥] | \\[\ ,;:!()\[\]]
-                | \\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z]))
-    | (?P<row>\\\\) | (?P<text>{wrapper}[^{{}}]*\}})
-    | \\(?P<env>begin|end)\s*\{{\s*[a-zA-Z]*\*?\s*\}}(?:\s*\{{[clr|\s]*\}})?
-    | (?P<num>(?:\d{{1,3}}(?:(?:{comma},\\!\s?|\{{,\}}|\\,|\s)\d{{3}})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)
-              (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
-    | \\(?P<cmd>[A-Za-z]+|[{{}}%]) | (?P<word>[A-Za-z]+)
-    | (?P<sym>\*\*|<=|>=|!=|[-+*/^_=<>!|:;,(){{}}\[\]&%'])"""
-_TOKENS = {thousands: re.compile(_TOKEN.format(wrapper=_WRAPPER, comma=",|" if thousands else ""), re.X)
-           for thousands in (True, False)}
-_INDEX = re.compile(r"\s*(?:\{[\w ,+-]*\}|\w)?")
-_SYNONYMS = dict(pair.split(" ") for pair in (
-    r"dfrac frac,tfrac frac,cfrac frac,dbinom binom,tbinom binom,cdot *,times *,ast *,** ^,div /,: /,le ≤,"
-    r"leq ≤,leqslant ≤,<= ≤,lt <,gt >,ge ≥,geq ≥,geqslant ≥,>= ≥,ne ≠,neq ≠,!= ≠,approx =,in ∈,cup ∪,cap ∩,"
-    r"setminus ∩,pm ±,mp ∓,circ °,degree °,varnothing emptyset,lvert |,rvert |,vert |,lfloor ⌊,rfloor ⌋,"
-    r"lceil ⌈,rceil ⌉,langle (,rangle ),lbrace \{,rbrace \},{ \{,} \},frac frac,binom binom,sqrt sqrt,"
-    r"emptyset emptyset,% %").split(",")) | {";": ","}
-_FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan sec csc cot ln log exp".split()
-_CONSTANTS = {"π": math.pi, "∞": math.inf, "e": math.e, "i": 1j}
-_SPELLED = {"pi": "π", "infty": "∞", "infinity": "∞", "inf": "∞"}
+# An expression is its values at a few points, None where undefined, and its unit; a number has a single value
+_Expr = collections.namedtuple("_Expr", "values unit", defaults=[None])
+_Group = collections.namedtuple("_Group", "brackets items")  # of a tuple or interval, "row", "{}": unordered
+# The gaps are left side minus right side; "x = 5" and "x > 5" give the name x the value 5 or (5, infinity)
+_Relation = collections.namedtuple("_Relation", "signs gaps name value")
+
+_FUNCTIONS = {
+    "ln": cmath.log, "log": lambda x, base=10: cmath.log(x) / cmath.log(base), "exp": cmath.exp,
+    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x),
+    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
+    **{name: getattr(cmath, name) for name in ("sinh", "cosh", "tanh", "sin", "cos", "tan")}}
+_CONSTANTS = {"e": math.e, "i": 1j, r"\pi": math.pi, "pi": math.pi}
 _UNITS = {name: names.split()[0] for names in (
-    "mm millimeter", "cm centimeter", "meter", "km kilometer", "inch in inche", "ft foot feet", "yd yard",
+    "mm millimeter", "cm centimeter", "meter", "km kilometer", "in inch inche", "ft foot feet", "yd yard",
     "mi mile", "gram", "kg kilogram", "mg milligram", "lb pound", "oz ounce", "ml milliliter", "liter", "mph",
-    "sec second", "min minute", "hr hour", "day", "week", "month", "year", "cent", "dollar", "am", "pm")
-    for name in names.split()}
-_PLUS_MINUS = ("name", "±")
+    "sec second", "min minute", "hr hour", "day", "week", "month", "year", "cent", "dollar", "am", "pm",
+    "% percent", "° degree") for name in names.split()}
+_KINDS = {text: kind for kind, texts in {  # what has another spelling or is no sign, name or word
+    "*": r"\cdot \times \ast", "/": r"\div :", "^": "**", ",": r"; & and or \cup", "sqrt": r"\sqrt sqrt",
+    "frac": r"\frac \dfrac \tfrac \cfrac", "binom": r"\binom \dbinom \tbinom", "%": r"\%", "∈": r"\in",
+    "=": r"\approx", "≠": r"\ne \neq !=", "<": r"\lt", "≤": r"\le \leq \leqslant <=", ">": r"\gt",
+    "≥": r"\ge \geq \geqslant >=", "±": r"\pm", "∓": r"\mp", "∩": r"\cap \setminus", "°": r"\circ \degree",
+    "∅": r"\emptyset \varnothing", "∞": r"\infty infty infinity inf", "|": r"\lvert \rvert \vert",
+    "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil", "(": r"\langle", ")": r"\rangle",
+    r"\{": r"\lbrace", r"\}": r"\rbrace", "constant": " ".join(_CONSTANTS)}.items() for text in texts.split()}
+_STARTS = {"name", "constant", "∞", "fn", "frac", "binom", "sqrt", "(", "[", "{", r"\{", "⌊", "⌈", "begin"}
+_KNOWN = _KINDS.keys() | _FUNCTIONS.keys()
+_SHORT = "|".join(word for word in [*_UNITS, *_KINDS] if word.isalpha() and 1 < len(word) < 4)
+_IGNORED = re.compile(r"""\s+ | ~ | \\?\$ | [€£¥] | (?<!\\)\\[\ ,;:()\[\]]
+    | \\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])""", re.X)
+_TOKEN = re.compile(rf"""\s?(?:
+      (?P<whole>(?<![\d.^_])\d+(?=\s\d+\s?/\s?\d|\s?\\[dtc]?frac\s?\{{?\d))  # of a mixed number
+    | (?P<num>(?:\d{{1,3}}(?:[,\s]\d{{3}})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)
+              (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
+    | \\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
+    | (?P<word>{_WRAPPED.pattern} | (?<=\s)[A-Za-z]{{3,}}
+               | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?:{_SHORT})s?(?![A-Za-z])))
+    | (?P<begin>\\begin\s?\{{[A-Za-z\s]*\*?\}}(?:\s?\{{[clr|\s]*\}})?) | (?P<end>\\end\s?\{{[A-Za-z\s]*\*?\}})
+    | (?P<name>(?:[A-Za-z]|\\[A-Za-z]+)'*(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
+    | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>!|:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
 
 
-class _Unreadable(ValueError):
-    """Not mathematics that the reader knows, or more of it than the limits allow."""
+@functools.lru_cache(maxsize=4096)
+def _parse(text):
+    """What a text lists, as an unordered group, or None if it is not mathematics."""
+    if len(text) > MAX_CHARS or not re.search(r"[^A-Za-z\s,.'-]", text) and any(
+            word not in _KNOWN for word in re.findall(r"[a-z]{2,}", text.casefold())):  # words alone are text
+        return None
+    try:
+        tokens = _tokens(text)
+        found = _Reader(tokens, minus=False).items("end of text")[0]
+        if any(kind in ("±", "∓") for kind, _ in tokens):  # read ± as + and as -
+            found = dict.fromkeys(found + _Reader(tokens, minus=True).items("end of text")[0])
+        return _set(found)
+    except (ValueError, LookupError):
+        return None
 
 
-def _tokens(text, thousands):
-    tokens, position, spaced = [], 0, False
-    while position < len(text):
-        match = _TOKENS[thousands].match(text, position)
-        if not match or len(tokens) > MAX_TOKENS:
-            raise _Unreadable
-        kind, value, position = match.lastgroup, match[match.lastgroup], match.end()
-        if kind == "num":
-            tokens.append(("num", re.sub(r"[^\d.eE+-]", "", value), spaced))
-        elif kind == "text":
-            word = _WRAPPED.fullmatch(value)[1].strip()
-            plain = word in ("and", "or") or len(word) == 1 and word.isalpha()
-            tokens += _letters(word, spaced) if plain else [("unit", word, spaced)]
-        elif kind == "word" or kind == "cmd" and value in _FUNCTIONS:
-            tokens += _letters(value, spaced)
-        elif kind == "cmd" and value not in _SYNONYMS:
-            tokens.append(("name", _SPELLED.get(value, value), spaced))
-        elif value == "_" and tokens and tokens[-1][0] == "name":
-            index = _INDEX.match(text, position)
-            position = index.end()
-            tokens[-1] = ("name", f"{tokens[-1][1]}_{index[0].strip(' {}')}", tokens[-1][2])
-        elif kind != "skip":
-            as_is = kind == "row" or kind == "sym" and value in "{}"  # only the escaped braces enclose a set
-            tokens.append((value if as_is else _SYNONYMS.get(value, value), value, spaced))
-        spaced = kind == "skip"
-    return tokens + [("end of text", "", False)]
-
-
-def _letters(run, spaced):
-    """A run of letters: a separator, function, constant, unit or other word, or a product of variables."""
-    low = run.casefold()
-    for name in _FUNCTIONS:
-        if run.startswith(name) and run[len(name):] in ("", "x", "y", "z", "t"):
-            return [("fn", name, spaced)] + [("name", letter, False) for letter in run[len(name):]]
-    if low in ("and", "or", "sqrt"):
-        return [("sqrt" if low == "sqrt" else ",", run, spaced)]
-    if low in _SPELLED:
-        return [("name", _SPELLED[low], spaced)]
-    if len(run) > 3 or spaced and len(run) == 3 or _unit(run):
-        return [("unit", run, spaced)]
-    return [("name", letter, spaced) for letter in run]
-
-
-def _unit(words):
-    """The common name of the last known unit among the words, or None."""
-    known = (_UNITS.get(word) or _UNITS.get(word.rstrip("s")) for word in reversed(words.casefold().split()))
-    return next(filter(None, known), None)
-
-
-def _signed(negative, node):
-    """The node or its negative, with a percent or degree sign kept outermost."""
-    if negative and node[0] in ("%", "°"):
-        return (node[0], ("neg", node[1]))
-    return ("neg", node) if negative else node
-
-
-def _one_or(kind, nodes):
-    return nodes[0] if len(nodes) == 1 else (kind, *nodes)
+def _tokens(text):
+    text = re.sub(r"\{,\}(?=\d{3})|,?\\!\s*", "", text)  # surely a separator of thousands
+    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)", "°", text)
+    text = re.sub(r"(frac|binom|log_)\s*(\d)(?=\s*\d)", r"\1{\2}", text)  # \frac12 is 1/2
+    tokens = []
+    for match in _TOKEN.finditer(" ".join(_IGNORED.sub(" ", text).split())):
+        kind = match.lastgroup
+        value = match[kind]
+        if kind == "unknown" or len(tokens) == MAX_TOKENS:
+            raise ValueError("no sign of mathematics, or too long")
+        if kind == "word":
+            value = _WRAPPED.sub(r"\1", value).strip()
+            kind = _KINDS.get(value.casefold(), kind if len(value) > 1 else "name")
+        elif kind == "name":
+            value = re.sub(r"[\s{}]", "", value)
+            kind = _KINDS.get(value, kind)
+        elif kind == "sign":
+            kind = _KINDS.get(value, value)
+        tokens.append((kind, value))
+    return [*tokens, ("end of text", "")]
 
 
 class _Reader:
-    """Recursive descent: one method a level of binding, loosest first. Every recursion counts in `nested`."""
+    """Recursive descent: one method a level of binding, loosest first. `minus`: how to read ±."""
 
-    def __init__(self, text, thousands):
-        self.tokens, self.at, self.depth, self.bars = _tokens(text, thousands), 0, 0, 0
+    def __init__(self, tokens, minus):
+        self.tokens, self.minus, self.at, self.depth, self.bars = tokens, minus, 0, 0, 0
+
+    def next(self):
+        return self.tokens[self.at][0]
 
     def take(self, *kinds):
         """Step over the next token and return it if it is one of these kinds; else None."""
@@ -567,406 +532,276 @@ class _Reader:
             self.at += 1
             return token
 
-    def next_kinds(self, count):
-        return [token[0] for token in self.tokens[self.at:self.at + count]]
-
-    def nested(self, read, *args):
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise _Unreadable
-        node = read(*args)
-        self.depth -= 1
-        return node
-
     def items(self, *closers):
         """What is listed up to one of the closing symbols, and that symbol."""
         found = []
         while not (closer := self.take(*closers)):
             if not self.take(","):
-                found.append(self.item())
-                if self.tokens[self.at][0] not in (",", *closers):
-                    raise _Unreadable
+                found.append(self.relation())
+                if self.next() not in (",", *closers):
+                    raise ValueError(f"{self.next()} in a list")
         return found, closer[0]
 
-    def item(self):
-        node, words = self.relation(), []
-        while word := self.take("unit", *(["^", "/", "name"] if words else [])):  # cm^2, km/h
-            words.append(word[1])
-            if word[0] == "^":
-                self.nested(self.atom)
-        return ("unit", node, " ".join(words)) if words else node
-
-    def chain(self, read, *signs):
-        """Nodes with signs between them, and those signs."""
-        nodes, found = [read()], ""
-        while sign := self.take(*signs):
-            found += sign[0]
-            nodes.append(read())
-        return nodes, found
-
     def relation(self):
-        terms, signs = self.chain(self.union, "=", "≠", "<", "≤", ">", "≥", "∈")
-        return ("rel", signs, *terms) if signs else terms[0]
-
-    def union(self):
-        return _one_or("set", self.chain(self.sum, "∪")[0])
+        signs, terms, names, sign = "", [], [], True
+        while sign:
+            start = self.at
+            terms.append(self.sum())
+            span = self.tokens[start:self.at]  # a name is x, f(x), (x, y), dy/dx
+            is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", "frac", "{", "}"}
+            names.append("".join(value for _, value in span) if is_name else None)
+            if sign := self.take(*"=≠<≤>≥∈"):
+                signs += sign[0]
+        return _relation(signs, terms, names) if signs else terms[0]
 
     def sum(self):
-        terms = []
-        while not terms or self.tokens[self.at][0] in "+-±∓":
-            signs = ""
-            while sign := self.take("+", "-", "±", "∓"):
-                signs += sign[0]
-            node = self.term()
-            node = ("*", _PLUS_MINUS, node) if "±" in signs or "∓" in signs else node
-            terms.append(_signed((signs.count("-") + signs.count("∓")) % 2, node))
-        return _one_or("+", terms)
+        node, words = self.term(), []
+        while self.next() in ("+", "-", "±", "∓"):  # the next factor takes it
+            node = _apply(operator.add, node, self.term())
+        while word := self.take("word", *("^/" if words else "")):  # cm^2, km/h
+            words += word[1].casefold().split()
+            if word[0] != "word" and self.next() != "word":
+                self.factor("")
+        known = [unit for unit in (_UNITS.get(word, _UNITS.get(word.rstrip("s"))) for word in words) if unit]
+        return node._replace(unit=node.unit or known[-1]) if known and isinstance(node, _Expr) else node
 
     def term(self):
-        factors = [self.factor()]
+        node = self.factor()
         while (sign := self.take("*", "/")) or self.factor_starts():
-            factors.append(("inv", self.factor()) if sign and sign[0] == "/" else self.factor())
-        return _one_or("*", factors)
-
-    def factor_starts(self):
-        kind = self.tokens[self.at][0]
-        if kind == "num":
-            return self.tokens[self.at - 1][0] != "num"
-        return kind == "|" and not self.bars or kind in (
-            "name", "fn", "frac", "binom", "sqrt", "(", "[", "{", "\\{", "⌊", "⌈", "begin")
-
-    def factor(self):
-        sign, node = self.take("+", "-"), self.mixed(self.nested(self.atom))
-        for _ in range(8):  # more signs after one factor are not mathematics
-            if self.take("^"):
-                braced = self.next_kinds(3) == ["{", "°", "}"]
-                if braced or self.next_kinds(1) == ["°"]:
-                    self.at += 3 if braced else 1
-                    node = ("°", node)
-                else:
-                    node = ("^", node, self.nested(self.exponent))
-            elif mark := self.take("!", "%", "°", "'"):
-                node = (mark[0], node)
-            else:
-                break
-        return _signed(sign and sign[0] == "-", node)
-
-    def exponent(self):
-        sign, node = self.take("+", "-"), self.nested(self.atom)
-        if self.take("^"):
-            node = ("^", node, self.nested(self.exponent))
-        return _signed(sign and sign[0] == "-", node)
-
-    def mixed(self, node):
-        """`node`, or a mixed number where a proper fraction follows a whole number: 1 1/2 is 3/2, not 1/2."""
-        start, kinds = self.at, self.next_kinds(3)
-        if self.tokens[start - 1][0] != "num" or node[0] != "num" or node[1].denominator != 1:
-            return node
-        if kinds[0] == "frac" or kinds == ["num", "/", "num"] and self.tokens[start][2]:
-            part = self.nested(self.atom)
-            if kinds[0] == "num" and self.take("/"):
-                part = ("*", part, ("inv", self.nested(self.atom)))
-            if part[1][0] == part[2][1][0] == "num" and 0 < part[1][1] < part[2][1][1]:
-                return ("+", node, part)
-            self.at = start
+            node = _apply(operator.truediv if sign and sign[0] == "/" else operator.mul, node, self.factor())
         return node
 
-    def atom(self):
-        kind, value, _ = self.tokens[self.at]
-        self.at += 1
+    def factor_starts(self):
+        kind = self.next()
+        if kind in ("num", "whole"):
+            return self.tokens[self.at - 1][0] != "num"
+        return kind in _STARTS or kind == "|" and not self.bars
+
+    def factor(self, marks="^!%°"):
+        """An operand with its signs and the `marks` after it. Every recursion passes here."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError("too deep")
+        negative = False
+        while sign := self.take(*"+-±∓"):
+            negative ^= {"+": False, "-": True, "±": self.minus, "∓": not self.minus}[sign[0]]
+        node = self.atom(*self.take(self.next()))
+        while mark := self.take(*marks[:2]):
+            node = _apply(_FACTORIAL, node) if mark[0] == "!" else _apply(_power, node, self.factor("^"))
+        node = _apply(operator.neg, node) if negative else node
+        while mark := self.take(*marks[2:]):
+            node = _Expr(_operand(node), mark[0])
+        self.depth -= 1
+        return node
+
+    def atom(self, kind, value):
         if kind == "num":
-            return ("num", Fraction(value.rstrip(".")))
-        if kind == "name":
-            return ("name", value)
+            return _number(re.sub(r"[,\s]|\.(?!\d)", "", value))
+        if kind == "whole":  # 1 1/2 and 1\frac12 are 3/2, but 1\frac32 is a product
+            is_slashed, part = self.next() != "frac", self.factor("")
+            if is_slashed and self.take("/"):
+                part = _apply(operator.truediv, part, self.factor(""))
+            is_proper = all(isinstance(x, Fraction) and 0 < x < 1 for x in _operand(part))
+            return _apply(operator.add if is_proper else operator.mul, _number(value), part)
+        if kind in ("name", "∞"):  # infinity is one more letter
+            return _letter(value if kind == "name" else kind)
+        if kind == "constant":
+            return _Expr((_CONSTANTS[value.casefold()],))
         if kind == "fn":
             return self.function(value)
         if kind in ("frac", "binom"):
-            over, under = self.argument(), self.argument()
-            return ("*", over, ("inv", under)) if kind == "frac" else (kind, over, under)
+            return _apply(operator.truediv if kind == "frac" else _BINOMIAL, self.factor(""), self.factor(""))
         if kind == "sqrt":
-            degree = self.items("]")[0][0] if self.take("[") else ("num", Fraction(2))
-            return ("^", self.nested(self.atom), ("inv", degree))
+            degree = self.items("]")[0][0] if self.take("[") else _number(2)
+            return _apply(lambda n, x: _power(x, 1 / n), degree, self.factor(""))
         if kind in ("(", "["):
             found, closer = self.items(")", "]")
-            grouping = len(found) == 1 and kind + closer in ("()", "[]")
-            return found[0] if grouping else ("tuple", kind, closer, *found)
-        if kind == "{":
-            return _one_or("set", self.items("}")[0])
-        if kind == "\\{":
-            return ("set", *self.items("\\}")[0])
-        if kind in ("|", "⌊", "⌈"):
-            self.bars += kind == "|"
-            node = self.sum()
-            self.bars -= kind == "|"
-            if self.take({"|": "|", "⌊": "⌋", "⌈": "⌉"}[kind]):
-                return (kind, node)
+            is_grouping = len(found) == 1 and kind + closer in ("()", "[]")
+            return found[0] if is_grouping else _Group(kind + closer, tuple(found))
+        if kind in ("{", r"\{", "∅"):
+            found = [] if kind == "∅" else self.items(kind.replace("{", "}"))[0]
+            return found[0] if kind == "{" and len(found) == 1 else _set(found)
         if kind == "begin":
-            return self.matrix()
-        if kind == "emptyset":
-            return ("set",)
-        raise _Unreadable
-
-    def argument(self):
-        """One argument of a fraction: without braces it is a single digit, as in TeX."""
-        kind, value, spaced = self.tokens[self.at]
-        if kind == "num" and value.isdigit() and len(value) > 1:
-            self.tokens[self.at:self.at + 1] = [(kind, value[0], spaced), (kind, value[1:], False)]
-        return self.nested(self.atom)
+            rows, closer = [], ""
+            while closer != "end":
+                row, closer = self.items(r"\\", "end")
+                rows += [row[0] if len(row) == 1 else _Group("row", tuple(row))] if row else []
+            return rows[0] if len(rows) == 1 else _Group("()", tuple(rows))  # a column is a vector
+        if kind in _BARS:
+            closer, operate = _BARS[kind]
+            self.bars += 1
+            node = self.sum()
+            self.bars -= 1
+            if self.take(closer):
+                return _apply(operate, node)
+        raise ValueError(f"{value} is no operand")
 
     def function(self, name):
-        power, base = None, [("num", Fraction(10))] if name == "log" else []
+        power, base = None, []
         while mark := self.take("^", "_"):
             if mark[0] == "^":
-                power = self.nested(self.exponent)
+                power = self.factor("^")
             else:
-                base = [self.argument()]
-        if self.tokens[self.at][0] in ("(", "[", "{"):
-            argument = self.nested(self.atom)
-        else:
-            factors = [self.factor()]
-            while self.factor_starts() and self.tokens[self.at][0] not in ("fn", "(", "["):
-                factors.append(self.factor())
-            argument = _one_or("*", factors)
-        if power == ("neg", ("num", 1)):
-            return ("arc" + name, argument)
-        node = (name, argument, *base)
-        return ("^", node, power) if power else node
-
-    def matrix(self):
-        rows = [[]]
-        while not self.take("end"):
-            if self.take("\\\\"):
-                rows.append([])
-            elif not self.take("&", ","):
-                rows[-1].append(self.item())
-        rows = [row[0] if len(row) == 1 else ("tuple", "row", "", *row) for row in rows if row]
-        return rows[0] if len(rows) == 1 else ("tuple", "(", ")", *rows)  # a column is a vector
+                base = [self.factor("")]
+        is_enclosed = self.next() in ("(", "[", "{")
+        argument = self.factor("") if is_enclosed else self.factor()
+        while not is_enclosed and self.factor_starts() and self.next() not in ("fn", "(", "["):
+            argument = _apply(operator.mul, argument, self.factor())
+        if power == _number(-1):
+            return _apply(_FUNCTIONS["arc" + name], argument)
+        node = _apply(_FUNCTIONS[name], argument, *base)
+        return _apply(_power, node, power) if power else node
 
 
-@functools.lru_cache(maxsize=4096)
-def _parse(text, thousands):
-    """The values that a text lists, as a tuple of trees (never empty), or None if it is not mathematics."""
-    if len(text) > MAX_CHARS or not re.search(r"[^A-Za-z\s,.'-]", text) and any(
-            _letters(word, True)[0][0] in ("unit", "name") and word.casefold() not in _SPELLED
-            for word in re.findall(r"[A-Za-z]{2,}", text)):  # words alone are text
-        return None
-    try:
-        return tuple(_flatten(_Reader(text, thousands).items("end of text")[0])) or (("set",),)
-    except (ValueError, TypeError, IndexError):
-        return None
+def _relation(signs, terms, names):
+    """A relation with < and ≤ for > and ≥; z in S is S, and a chain of equations counts by its ends."""
+    if signs[-1] == "∈":
+        return terms[-1]
+    if set(signs) <= set(">≥"):
+        signs, terms, names = signs[::-1].replace(">", "<").replace("≥", "≤"), terms[::-1], names[::-1]
+    name, value, gaps = None, None, []
+    if set(signs) == {"="}:
+        signs, terms = "=", [terms[0], terms[-1]]
+        name, value = (names[0], terms[1]) if names[0] else (names[-1], terms[0])
+    elif set(signs) <= set("<≤") and len(terms) < 4:  # x < 5 lies between -infinity and 5
+        i = 0 if names[0] and len(terms) == 2 else 1
+        ends = [_apply(operator.neg, _letter("∞")), *terms, _letter("∞")]
+        is_closed = [sign == "≤" for sign in f"<{signs}<"]
+        name, value = names[i], _Group("(["[is_closed[i]] + ")]"[is_closed[i + 1]], (ends[i], ends[i + 2]))
+    if all(isinstance(term, _Expr) for term in terms):
+        gaps = [_apply(operator.sub, left, right) for left, right in zip(terms, terms[1:])]
+    return _Relation(signs, tuple(gaps), name, value if name else None)
 
 
-def _flatten(nodes):
-    """Sets and unions as their members, z in S as S, and 1 ± 2 as 3 and -1."""
+def _set(nodes):
+    """An unordered group; sets among the nodes, as in a union, lend it their members."""
+    members = []
     for node in nodes:
-        if node[0] == "rel" and node[1] == "∈":
-            node = node[3]
-        if node[0] == "set":
-            yield from _flatten(node[1:])
-        elif _PLUS_MINUS in _leaves(node):
-            yield from (_replace(node, _PLUS_MINUS, ("num", Fraction(sign))) for sign in (1, -1))
-        else:
-            yield node
+        members += node.items if isinstance(node, _Group) and node.brackets == "{}" else [node]
+    return _Group("{}", tuple(members))
 
 
-def _leaves(node):
-    if node[0] in ("num", "name"):
-        return {node}
-    return set().union(*(_leaves(child) for child in node[1:] if isinstance(child, tuple)))
+# Comparing: containers by their parts, expressions by their values
 
 
-def _replace(node, old, new):
-    if node == old:
-        return new
-    return tuple(_replace(child, old, new) for child in node) if isinstance(node, tuple) else node
-
-
-# Comparing: containers by their parts, relations and expressions by their values at pseudo-random points
-
-
-def _same_items(left, right):
-    if len(left) == len(right) == 1:
-        return _same(left[0], right[0])
-    for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
-        if len(one) == 1 and one[0][0] == "tuple" and len(one[0]) == len(many) + 3 and all(map(_named, many)):
-            return all(_same(x, _named(y)[1]) for x, y in zip(one[0][3:], many))
-    return _unordered(left, right)
-
-
-def _unordered(left, right):
-    left, right = list(left), list(right)
-    for node in list(left):  # the identical ones go first, so that hostile lists stay cheap
-        if node in right:
-            left.remove(node)
-            right.remove(node)
-    if len(left) != len(right) or len(left) > MAX_UNORDERED:
+def _same_answers(left, right):
+    if left is None or right is None:
         return False
-    for node in left:
-        twin = next((i for i, other in enumerate(right) if _same(node, other)), None)
-        if twin is None:
-            return False
-        del right[twin]
-    return True
+    for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
+        values = tuple(getattr(item, "value", None) for item in many.items)
+        if len(values) > 1 and None not in values and _same(one, _set([_Group("()", values)])):
+            return True
+    return _same(left, right)
 
 
 def _same(a, b):
-    kinds = {a[0], b[0]}
-    if a == b:
-        return True
-    if "unit" in kinds:
-        units = {_unit(node[2]) for node in (a, b) if node[0] == "unit"} - {None}
-        return len(units) < 2 and _same(_without("unit", a), _without("unit", b))
-    if "%" in kinds:  # 25% is 25 with a sign, or else 1/4
-        return _same(_without("%", a), _without("%", b)) or _same_value(a, b)
-    if "°" in kinds:
-        return _same(_without("°", a), _without("°", b))
-    if "rel" in kinds:
-        return _same_relation(a, b)
-    if kinds == {"tuple"}:
-        return a[1:3] == b[1:3] and len(a) == len(b) and all(map(_same, a[3:], b[3:]))
-    return _unordered(a[1:], b[1:]) if kinds == {"set"} else _same_value(a, b)
-
-
-def _without(kind, node):
-    return node[1] if node[0] == kind else node
-
-
-def _same_relation(a, b):
-    names = _named(a), _named(b)
-    if all(names) and names[0][0] == names[1][0]:
-        return _same(names[0][1], names[1][1])
-    if a[0] != b[0]:  # "x = 5" against "5", "0 < x < 1" against "(0, 1)"
-        relation, other, name = (a, b, names[0]) if a[0] == "rel" else (b, a, names[1])
-        value = name[1] if name else _interval(relation)
-        return value is not None and _same(value, other)
-    a, b = _facing_left(a), _facing_left(b)
-    if a[1] != b[1] or len(a[1]) > 1:
-        return a[1] == b[1] and all(map(_same, a[2:], b[2:]))
-    ratios = []  # of left side minus right side: 2x < 4 and x < 2 have the constant ratio 2
-    for x, y in _values(*(("+", node[2], ("neg", node[3])) for node in (a, b))):
-        ratios.append(_bounded(x / y))
-    return len(ratios) > 1 and all(ratio and _close(ratio, ratios[0]) for ratio in ratios) and (
-        a[1] in "=≠" or complex(ratios[0]).real > 0)
-
-
-def _facing_left(relation):
-    """The relation with < and ≤ in place of > and ≥; a chain of equations as its two ends."""
-    kind, signs, *terms = relation
-    if set(signs) <= set(">≥"):
-        return (kind, signs[::-1].replace(">", "<").replace("≥", "≤"), *reversed(terms))
-    return (kind, "=", terms[0], terms[-1]) if set(signs) == {"="} else relation
-
-
-def _named(node):
-    """(name, value) of an equation such as x = 5, f(x) = 5, (x, y) = (1, 2) or 5 = x; else None."""
-    if node[0] != "rel" or set(node[1]) != {"="}:
-        return None
-    left, right = node[2], node[-1]
-    if _is_name(left):
-        return left, right
-    return (right, left) if _is_name(right) else None
-
-
-def _is_name(node):
-    if node[0] == "name":
-        return node[1] not in _CONSTANTS
-    parts = (child for child in node if isinstance(child, tuple))
-    return node[0] in ("*", "inv", "tuple", "'") and all(map(_is_name, parts))
-
-
-def _interval(relation):
-    """The interval that 1 < x <= 2 or x >= 1 describes, or None."""
-    _, signs, *terms = _facing_left(relation)
-    if len(terms) == 2:
-        low, high = ("neg", ("name", "∞")), ("name", "∞")
-        signs, terms = (f"<{signs}", [low, *terms]) if _is_name(terms[0]) else (f"{signs}<", [*terms, high])
-    if len(terms) != 3 or not set(signs) <= set("<≤"):
-        return None
-    return ("tuple", "(" if signs[0] == "<" else "[", ")" if signs[1] == "<" else "]", terms[0], terms[2])
-
-
-def _same_value(a, b):
-    agreed = 0
-    for x, y in _values(a, b):
-        if not _close(x, y):
+    if isinstance(a, _Relation) and isinstance(b, _Relation):
+        return a.name == b.name and None not in (a.value, b.value) and _same(a.value, b.value) or (
+            a.signs == b.signs and len(a.gaps) == len(b.gaps) > 0
+            and all(map(_proportional, a.gaps, b.gaps, a.signs)))
+    if isinstance(a, _Relation) or isinstance(b, _Relation):  # x = 5 and 5, 0 < x < 1 and (0, 1)
+        relation, other = (a, b) if isinstance(a, _Relation) else (b, a)
+        return relation.value is not None and _same(relation.value, other)
+    if isinstance(a, _Expr) and isinstance(b, _Expr):
+        if a.unit and b.unit and a.unit != b.unit:
             return False
-        agreed += 1
-    return agreed >= (2 if _variables(a, b) else 1)
+        return _agree(a.values, b.values) or "%" in (a.unit, b.unit) and _agree(_operand(a), _operand(b))
+    if type(a) is not type(b) or a.brackets != b.brackets or len(a.items) != len(b.items):
+        return False
+    if a.brackets != "{}":
+        return all(map(_same, a.items, b.items))
+    rest = list(b.items) if len(b.items) <= MAX_LIST else []
+    for item in a.items:
+        twin = next((i for i, other in enumerate(rest) if _same(item, other)), None)
+        if twin is None:
+            return False
+        del rest[twin]
+    return True
 
 
-def _variables(a, b):
-    return sorted({leaf[1] for leaf in _leaves(a) | _leaves(b) if leaf[0] == "name"} - _CONSTANTS.keys())
+def _proportional(a, b, sign):
+    """Whether a / b is the same number at all points, as for 2x < 4 and x < 2; positive for an inequality."""
+    ratios = _apply(operator.truediv, a, b).values
+    return _agree(ratios, ratios[:1]) and (ratios[0].real > 0 or sign in "=≠" and ratios[0] != 0)
 
 
-def _values(a, b):
-    """Pairs of values at up to eight points, without those where either is undefined (with variables and
-    without i: undefined over the reals)."""
-    names = _variables(a, b)
-    imaginary = not names or ("name", "i") in _leaves(a) | _leaves(b)
-    for number in range(8 if names else 1):
-        point = {name: _coordinate(name, number) for name in names} | ({"i": 1j} if imaginary else {})
-        try:
-            yield _value(a, point), _value(b, point)
-        except (ArithmeticError, ValueError, TypeError, KeyError):
-            continue
-
-
-@functools.lru_cache(maxsize=4096)
-def _coordinate(name, number):
-    """Positive at first, small to large, because roots and logarithms need that; then of either sign."""
-    draw = random.Random(f"{name} {number}")
-    low, high = [(1, 900), (900, 3000), (3000, 12000), (100, 3000)][number % 4]
-    return Fraction(draw.randint(low, high), 997) * (1 if number < 3 else draw.choice((-1, 1)))
+def _agree(*columns):
+    points = _by_point(*columns)
+    defined = [point for point in points if None not in point]
+    return len(defined) >= min(len(points), 2) and all(_close(x, y) for x, y in defined)
 
 
 def _close(x, y):
+    """Equal exactly for two decimals, but nearly for others: 0.333333333333 can be meant for 1/3."""
     if x == y:
         return True
-    if isinstance(x, Fraction) and isinstance(y, Fraction) and not (pow(10, 20, x.denominator)
-                                                                    or pow(10, 20, y.denominator)):
-        return False  # two decimals are equal or not; only for 1/3 can 0.333333333333 be meant
-    return abs(x - y) <= 1e-9 * float(max(abs(x), abs(y))) + 1e-13 and math.isfinite(abs(x - y))
+    if all(isinstance(number, Fraction) and pow(10, 20, number.denominator) == 0 for number in (x, y)):
+        return False
+    try:
+        return abs(x - y) <= 1e-9 * max(abs(x), abs(y)) + 1e-13
+    except OverflowError:  # beyond floating point
+        return False
 
 
-def _value(node, point):
-    if node[0] == "num":
-        return node[1]
-    if node[0] == "name":
-        return point[node[1]] if node[1] in point else _CONSTANTS[node[1]]
-    value = _bounded(_OPERATIONS[node[0]](*[_value(child, point) for child in node[1:]]))
-    if isinstance(value, complex) and "i" not in point:
-        raise ValueError("undefined over the reals")
-    return value
+# Arithmetic on expressions: at all points at once, exact as long as the numbers are rational and small
 
 
-def _bounded(value):
-    """`value`, real where its imaginary part is rounding; OverflowError where it is large for its kind."""
-    if isinstance(value, Fraction):
-        if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
-            raise OverflowError
-    elif not cmath.isfinite(value):
-        raise OverflowError
-    elif isinstance(value, complex) and abs(value.imag) <= 1e-12 * abs(value):
+def _number(value):
+    return _Expr((_at(Fraction, [value], real=True),))
+
+
+@functools.lru_cache(maxsize=4096)
+def _letter(name):
+    """Positive at first, small to large, because roots and logarithms need that; then of either sign."""
+    draw = random.Random(name)
+    sizes = [draw.randint(*ends) for ends in [(1, 900), (900, 3000), (3000, 12000), (100, 3000)] * 2]
+    signs = [1, 1, 1, -1, *draw.choices((1, -1), k=4)]
+    return _Expr(tuple(Fraction(sign * size, 997) for sign, size in zip(signs, sizes)))
+
+
+def _apply(operate, *operands):
+    points = _by_point(*map(_operand, operands))
+    return _Expr(tuple(_at(operate, point, real=len(points) > 1) for point in points))
+
+
+def _operand(node):
+    """The values of an operand: 25% is 0.25 and 180° is pi, here and nowhere else."""
+    if not isinstance(node, _Expr):
+        raise ValueError("arithmetic on a group")
+    scale = {"%": Fraction(1, 100), "°": Fraction(math.pi) / 180}.get(node.unit)
+    return node.values if scale is None else tuple(x if x is None else x * scale for x in node.values)
+
+
+def _by_point(*columns):
+    """The values of several expressions point by point; a number is the same at all points."""
+    points = max(map(len, columns))
+    return list(zip(*(column if len(column) == points else column * points for column in columns)))
+
+
+def _at(operate, numbers, real):
+    """The result, or None where it is undefined, too large, or (if `real`) complex though no number is."""
+    try:
+        value = operate(*numbers)
+        bits = max(map(int.bit_length, value.as_integer_ratio())) if isinstance(value, Fraction) else 0
+        if bits > MAX_BITS or not abs(value) < math.inf:
+            return None
+    except (ArithmeticError, ValueError, TypeError):  # TypeError: one of the numbers is None
+        return None
+    if isinstance(value, complex) and abs(value.imag) <= 1e-12 * abs(value):
         return value.real
-    return value
+    is_new = isinstance(value, complex) and not any(isinstance(number, complex) for number in numbers)
+    return None if real and is_new else value
 
 
 def _power(base, exponent):
-    """Exact where base and result are rational and small; an odd root of a negative number is real."""
-    rational = not isinstance(base, complex) and isinstance(exponent, Fraction)
-    if not rational or base < 0 and exponent.denominator % 2 == 0:
-        return complex(base) ** complex(exponent)
-    root, n, size = abs(base), exponent.denominator, abs(exponent.numerator)
-    if n > 1:
-        nearest = Fraction(*(round(part ** (1 / n)) for part in root.as_integer_ratio()))
-        root = nearest if n < 64 and nearest ** n == root else float(root) ** (1 / n)
-    if isinstance(root, Fraction) and size * max(map(int.bit_length, root.as_integer_ratio())) > MAX_BITS:
-        root = float(root)
-    return (-root if base < 0 else root) ** exponent.numerator
-
-
-def _fold(operate):
-    return lambda *values: functools.reduce(lambda x, y: _bounded(operate(x, y)), values)
+    """Exact for a whole exponent and a small result; an odd root of a negative number is real."""
+    rational = isinstance(exponent, Fraction) and not isinstance(base, complex)
+    if rational and exponent.denominator == 1 and isinstance(base, Fraction):
+        if math.log2(max(map(abs, base.as_integer_ratio()))) * abs(exponent) < MAX_BITS:
+            return base ** exponent
+    if rational and exponent.denominator % 2 and base < 0:
+        return (-1) ** exponent.numerator * float(-base) ** float(exponent)
+    return complex(base) ** complex(exponent)
 
 
 def _counting(count):
@@ -977,15 +812,8 @@ def _counting(count):
     return operate
 
 
-_OPERATIONS = {
-    "+": _fold(operator.add), "*": _fold(operator.mul), "^": _power, "neg": operator.neg,
-    "inv": lambda x: 1 / x, "%": lambda x: x / 100, "°": lambda x: x * math.pi / 180, "|": abs,
-    "!": _counting(math.factorial), "binom": _counting(math.comb),
-    "⌊": lambda x: Fraction(math.floor(x)), "⌈": lambda x: Fraction(math.ceil(x)),
-    "ln": cmath.log, "log": lambda x, base: cmath.log(x) / cmath.log(base), "exp": cmath.exp,
-    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x),
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
-    **{name: getattr(cmath, name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")}}
+_FACTORIAL, _BINOMIAL = _counting(math.factorial), _counting(math.comb)
+_BARS = {"|": ("|", abs), "⌊": ("⌋", math.floor), "⌈": ("⌉", math.ceil)}
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -79,15 +79,19 @@ def load_model(name, device=None, dtype=None):
     return model.to(device).eval(), tokenizer
 
 
-def build_prompt(tokenizer, question):
-    """Token ids that ask `question`: by the tokenizer's chat template if it has one, else as plain text (App. B)."""
+def build_prompt(tokenizer, question, examples=()):
+    """Token ids that ask `question`, after worked `examples` (question, solution) if any (App. B): by the tokenizer's
+    chat template if it has one, else as plain text."""
     if tokenizer.chat_template is None:
-        return tokenizer(f"{INSTRUCTION}\n\nProblem: {question}\n\nSolution:\n\n").input_ids
-    turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
+        shown = "".join(f"Problem: {q}\n\nSolution:\n\n{solution}\n\n\n" for q, solution in examples)
+        return tokenizer(f"{INSTRUCTION}\n\n{shown}Problem: {question}\n\nSolution:\n\n").input_ids
+    turns = [{"role": role, "content": text} for q, solution in examples
+             for role, text in (("user", q), ("assistant", solution))] + [{"role": "user", "content": question}]
+    with_system = [{"role": "system", "content": INSTRUCTION}, *turns]
     try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception:  # some templates (Gemma's) refuse a system turn: say it all in the user's
-        turns = [{"role": "user", "content": f"{INSTRUCTION}\n\n{question}"}]
+        text = tokenizer.apply_chat_template(with_system, add_generation_prompt=True, tokenize=False)
+    except Exception:  # some templates (Gemma's) refuse a system turn: say it all in the first user turn
+        turns[0]["content"] = f"{INSTRUCTION}\n\n{turns[0]['content']}"
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False).input_ids
 
@@ -233,7 +237,7 @@ def expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
     likeliest = sorted(actions, key=lambda a: -actions[a].logprob)[:breadth]
     children = []
     for s in (actions[a] for a in actions if a in likeliest):
-        node = Node(leaf, s.tokens, s.logprob, text=s.text)
+        node = Node(leaf, s.tokens, round(s.logprob, 9), text=s.text)   # beyond that, slots and restarts would show
         children.append(tree.add(node))
         ended = s.end in ("answer", "eos")
         node.terminal = ended or s.end == "cut" or node.depth >= depth
@@ -486,6 +490,7 @@ class Job:
 class Engine:
     """Draws samples for many jobs at once: `submit` jobs and call `step` again and again; it returns the jobs it ended.
 
+    slots: so many leaves, of `siblings` samples each, fill a forward; as samples finish, more leaves are begun.
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
     kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
     stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
@@ -499,6 +504,7 @@ class Engine:
         self.store, self.stored = OrderedDict(), 0                  # key -> KV (L, 2, H, T, D), oldest first; bytes
         self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
         self.waiting, self.submitted = [], 0                        # heap of (urgency, order of submission, job)
+        self.live_limit, slots = slots * siblings, slots + slots // 2   # spare slots take over the rows of finished samples
         self.free, self.live = list(range(slots)), [()] * slots     # idle slots, a heap; unfinished siblings of each
         self.jobs = [None] * slots
         self.start = np.zeros(slots, dtype=np.int64)                # position of the first token fed to a slot
@@ -557,7 +563,9 @@ class Engine:
 
     def step(self):
         """Fill the free slots, draw one token for every live sample, and return the jobs that this completed."""
-        while self.free and self.waiting:
+        live = sum(map(len, self.live))
+        while self.free and self.waiting and live + self.waiting[0][2].n <= self.live_limit:
+            live += self.waiting[0][2].n
             self._admit(heapq.heappop(self.free), heapq.heappop(self.waiting)[2])
         if self.rows is None:
             self.rows = np.array([(s, g) for s, siblings in enumerate(self.live) for g in siblings]).reshape(-1, 2).T
@@ -687,13 +695,9 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     that fills the model's context is skipped with a line on stderr.
     """
     candidates = breadth if candidates is None else candidates
-    for name, value, least in (("iterations", iterations, 1), ("breadth", breadth, 1), ("depth", depth, 1),
-                               ("c-puct", c_puct, 0), ("max-step-tokens", max_step_tokens, 1),
-                               ("slots", 1 if slots is None else slots, 1), ("kv-budget", kv_budget or 0, 0), ("candidates", candidates, breadth)):
-        if not value >= least:
-            raise InputError(f"--{name} is {value}, but must be at least {least}"
-                             + (", the breadth" if name == "candidates" else ""))
-    slots = slots or default_slots(model)
+    slots = default_slots(model) if slots is None else slots
+    check_range(iterations=(iterations, 1), breadth=(breadth, 1), depth=(depth, 1), c_puct=(c_puct, 0), slots=(slots, 1),
+                candidates=(candidates, breadth), max_step_tokens=(max_step_tokens, 1), kv_budget=(kv_budget or 0, 0))
     engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens, kv_budget=kv_budget)
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates, seed=seed,
                   max_step_tokens=max_step_tokens)
@@ -725,7 +729,7 @@ def _search(engine, problems, reward_fn, config, slots, progress):
             prompt = build_prompt(engine.tokenizer, problem["question"])
             if fits(engine.model, prompt, problem["question"]):
                 tree = Tree(problem["question"], problem["answer"], prompt, config)
-                root = Job([(hash_tokens(config["seed"].to_bytes(8, "little", signed=True), prompt), prompt)], 0, set())
+                root = Job([(hash_tokens((config["seed"] % 2**64).to_bytes(8, "little"), prompt), prompt)], 0, set())
                 root.owner = tree, grow(tree, reward_fn, decode, **limits), root.keys
                 advance(root)
                 growing += 1
@@ -746,15 +750,14 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1. `progress` is called with the
     number of prompts completed.
     """
-    if n < 1 or temperature < 0 or max_new_tokens < 1:
-        raise InputError("sampling needs at least one sample and one token, and a temperature of 0 or more")
-    slots = slots or max(1, 5 * default_slots(model) // n)
+    slots = max(1, 5 * default_slots(model) // max(1, n)) if slots is None else slots
+    check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, temperature=temperature,
                     whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
     responses, todo = [[] for _ in prompts], [i for i, p in enumerate(prompts) if fits(model, p, tokenizer.decode(p))]
     for i in todo:
-        key = hash_tokens(seed.to_bytes(8, "little", signed=True), prompts[i])
+        key = hash_tokens((seed % 2**64).to_bytes(8, "little"), prompts[i])
         engine.submit(Job([(key, prompts[i])], n, set(), urgency=i, owner=i))
     while todo:
         for job in engine.step():
@@ -766,13 +769,21 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     return responses
 
 
+def check_range(**settings):
+    """Raise InputError for the first of name=(value, least) that is too small."""
+    for name, (value, least) in settings.items():
+        if not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
+
+
 def default_slots(model):
     return 16 if model.device.type == "cpu" else 64
 
 
 def fits(model, prompt, name):
     """Whether `prompt` leaves room for an answer in the model's context; if not, say so."""
-    if 0 < len(prompt) < (context := context_length(model)):
+    context = context_length(model)
+    if 0 < len(prompt) < context:
         return True
     print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: {name[:60]!r}...",
           file=sys.stderr)

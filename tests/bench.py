@@ -1,8 +1,10 @@
-"""Measure this project against its peers.
+"""Measure this project against its peers, on the same input in the same process.
 
-    python tests/bench.py match --cases answers.jsonl    # answers, against Math-Verify if installed
+    python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
+    python tests/bench.py train --model M --trees trees.jsonl        # against one padded row a path, as TRL trains
+    python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
-A case is one JSON object a line: gold, pred, equal, and optionally kind, id, debatable (not counted).
+Every figure is also given as a ratio, since machines differ.
 """
 import argparse
 import collections
@@ -11,22 +13,238 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import dvo                                                          # noqa: E402
+import eval as tasks                                                # noqa: E402
+import mcts                                                         # noqa: E402
+
+
+class Peak:
+    """Peak memory inside a `with` block, in GiB above what was there: of the GPU, else of the process (Linux)."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def read(self):
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")           # the peak becomes the present size
+        self.before, self.start = self.read(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds, self.gib = time.perf_counter() - self.start, (self.read() - self.before) / 2**30
+
+
+# ---------------------------------------------------------------- search
+
+
+class StepEnds:
+    """A stopping criterion of `generate`: each row ends with its step."""
+
+    def __init__(self, splitter, rows, device):
+        self.splitter = splitter
+        self.started = self.newline = self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def __call__(self, ids, scores, **_):
+        blank, self.started, self.newline = self.splitter(ids[:, -1], self.started, self.newline)
+        self.done = self.done | blank
+        return self.done
+
+
+def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
+    """`breadth` next steps after each of `paths` (token ids) in one call of generate, as lists of Samples."""
+    eos = model.generation_config.eos_token_id
+    width = max(map(len, paths))
+    pad = tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in paths], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in paths], device=model.device)
+    out = model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens, do_sample=True,
+                         temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
+                         stopping_criteria=[StepEnds(splitter, len(paths) * breadth, model.device)])
+    samples = []
+    for row in out[:, width:].tolist():
+        started = newline = torch.zeros(1, dtype=torch.bool, device=model.device)
+        end, n = "cut", len(row)
+        for i, token in enumerate(row):
+            blank, started, newline = splitter(torch.tensor([token], device=model.device), started, newline)
+            if token in ([eos] if isinstance(eos, int) else eos) or blank:
+                end, n = "step" if blank else "eos", i + 1
+                break
+        samples.append(mcts.Sample(row[:n], [-1.0] * n, tokenizer.decode(row[:n], skip_special_tokens=True), end))
+    return [samples[i:i + breadth] for i in range(0, len(samples), breadth)]
+
+
+def search_by_generate(model, tokenizer, splitter, problems, args, together):
+    """The same search with `generate` instead of the engine, `together` trees at a time. Returns (trees, iterations)."""
+    trees, iterations = [], 0
+    decode = lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+    for first in range(0, len(problems), together):
+        growing = []
+        for p in problems[first:first + together]:
+            tree = mcts.Tree(p["question"], p["answer"], mcts.build_prompt(tokenizer, p["question"]))
+            search = mcts.grow(tree, tasks.reward, decode, iterations=args.iterations, breadth=args.breadth, depth=8,
+                               c_puct=1.5)
+            growing.append((tree, search, next(search)))
+        while growing:
+            paths = [t.prompt + sum((t.nodes[j].tokens for j in t.path(leaf)), []) for t, _, leaf in growing]
+            drawn, still = by_generate(model, tokenizer, splitter, paths, args.breadth, args.max_step_tokens), []
+            iterations += len(growing)
+            for (tree, search, _), samples in zip(growing, drawn):
+                try:
+                    still.append((tree, search, search.send(samples)))
+                except StopIteration:
+                    trees.append(tree)
+            growing = still
+    return trees, iterations
+
+
+class FullPrefix:
+    """Attention of one token a row to a full prefix of its own: what any engine that shares nothing must do at least."""
+
+    def __init__(self, rows, like, length):
+        L, _, H, _, D = like.shape
+        self.kv = [torch.randn(2, rows, H, length, D, dtype=like.dtype, device=like.device) for _ in range(L)]
+
+    def attend(self, layer, q, k, v, scaling):
+        K, V = self.kv[layer]
+        K[:, :, -1], V[:, :, -1] = k.transpose(0, 1), v.transpose(0, 1)     # (N, H, D)
+        q = q.transpose(0, 1).unflatten(1, (len(k), -1))            # (N, H, groups, D): no copy of K a query head
+        return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)
+
+
+def ceiling(engine, rows, prefix, steps=12):
+    """Tokens/s of pure decode forwards: `rows` rows after `prefix` tokens each, no mask, no sampling, no bookkeeping."""
+    like = engine._prefill([0, 0])
+    cache, tokens = FullPrefix(rows, like, prefix), torch.zeros(rows, dtype=torch.long, device=engine.device)
+    position = torch.full_like(tokens, prefix)
+    engine._forward(tokens, position, cache)
+    with Peak(engine.device) as peak:
+        for _ in range(steps):
+            engine._forward(tokens, position, cache)
+    return rows * steps / peak.seconds, peak.gib
+
+
+def search(args):
+    """Useful tokens/s (those that end in tree nodes) of (a) generate a tree at a time, (b) generate over 16 trees,
+    (c) ours, whole runs with their tails, (d) the ceiling of decoding without sharing."""
+    torch.manual_seed(args.seed)
+    model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
+    problems = tasks.load_problems(args.data, split="train", limit=args.limit)
+    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens, slots=args.slots,
+                    seed=args.seed, kv_budget=None if args.kv_budget is None else args.kv_budget * 2**30)
+    rows, used = [], len(tokenizer) and {}
+    counter = collections.Counter()
+    with Peak(model.device) as peak:
+        searching = mcts.search(model, tokenizer, problems, tasks.reward, progress=lambda n: counter.update(n=n), **settings)
+        engine = searching.gi_frame.f_locals["engine"]
+        trees = list(searching)
+    used = [len(n.tokens) for t in trees for n in t.nodes[1:]]
+    expansions = sum(bool(n.children) for t in trees for n in t.nodes)
+    lengths = [len(t.prompt) + sum(len(t.nodes[j].tokens) for j in t.path(i)) for t in trees for i, n in enumerate(t.nodes)
+               if n.children]
+    stats = engine.stats
+    ours = ("(c) ours", sum(used) / peak.seconds, expansions / peak.seconds, stats["prefilled"], stats["reused"], peak.gib)
+    print(f"{len(trees)} trees, {len(used)} steps of {sum(used) / len(used):.1f} tokens, {expansions} expansions in "
+          f"{peak.seconds:.0f} s; {stats['sampled'] / stats['forwards']:.1f} live samples a forward", flush=True)
+    if not args.alone:
+        eager = engine.splitter
+        for name, n, together in ("(a) generate, a tree at a time", args.peer_trees, 1), ("(b) generate, 16 trees", 16, 16):
+            with Peak(model.device) as peak:
+                grown, iterations = search_by_generate(model, tokenizer, eager, problems[:n], args, together)
+            tokens = sum(len(n.tokens) for t in grown for n in t.nodes)
+            prefilled = sum(len(t.prompt) + sum(len(t.nodes[j].tokens) for j in t.path(i)) for t in grown
+                            for i, n in enumerate(t.nodes) if n.children)
+            rows.append((name, tokens / peak.seconds, iterations / peak.seconds, prefilled, 0, peak.gib))
+            print(name, f"{tokens} tokens in {peak.seconds:.0f} s", flush=True)
+    live = round(args.slots * args.breadth)
+    top, gib = ceiling(engine, live, round(sum(lengths) / len(lengths)))
+    rows += [ours, (f"(d) ceiling, {live} rows", top, 0, 0, 0, gib)]
+    print(f"\n{'':32}{'tokens/s':>10}{'iter/s':>9}{'prefilled':>11}{'reused':>9}{'peak GiB':>10}{'(c) / this':>12}")
+    for name, rate, per_second, prefilled, reused, gib in rows:
+        print(f"{name:32}{rate:10.1f}{per_second:9.2f}{prefilled:11}{reused:9}{gib:10.2f}{ours[1] / rate:12.2f}")
+
+
+# ---------------------------------------------------------------- training
+
+
+def padded_step(model, tree, paths, loss_of):
+    """One row a path, right-padded, full logits in float32: how TRL and the authors train."""
+    rows = [tree.prompt + sum((tree.nodes[i].tokens for i in path), []) for path in paths]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()      # (P, T - 1, V)
+    token = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    steps, start = [], len(tree.prompt) - 1
+    for row, path in zip(token, paths):
+        sizes = [len(tree.nodes[i].tokens) for i in path]
+        steps.append([part.sum() for part in row[start:start + sum(sizes)].split(sizes)])
+    return loss_of(steps, paths)
+
+
+def train(args):
+    """Seconds and peak memory of the DVO gradient of each question's paths, packed against padded; and their distance."""
+    model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
+    policy = dvo.Policy(model.train())
+    trees = [t for t in mcts.read_trees(args.trees)][:args.limit]
+    total = collections.Counter()
+    worst = 0.0
+    for tree in trees:
+        ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
+        paths = [tree.path(i) for i in sorted(ends, key=lambda i: -tree.nodes[i].depth)[:args.paths]]
+        credit = [0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))]
+        reference = [n.logprob - 0.5 for n in tree.nodes]
+
+        def loss_of(steps, paths):
+            errors = [sum((0.1 * (s - reference[i]) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
+                      for row, path in zip(steps, paths)]
+            return sum(errors) / len(paths)
+
+        def packed():
+            logprobs = policy(packs=[dvo.pack(tree, paths)])[0]
+            return loss_of([[logprobs[i] for i in path] for path in paths], paths)
+        gradients = {}
+        for name, step in ("padded", lambda: padded_step(model, tree, paths, loss_of)), ("packed", packed):
+            model.zero_grad(set_to_none=False)
+            with Peak(model.device) as peak:
+                step().backward()
+            gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
+            total[name + " s"] += peak.seconds
+            total[name + " GiB"] = max(total[name + " GiB"], peak.gib)
+        total["padded tokens"] += len(paths) * max(len(tree.prompt) + sum(len(tree.nodes[i].tokens) for i in p) for p in paths)
+        total["packed tokens"] += len(dvo.pack(tree, paths).tokens)
+        worst = max(worst, ((gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()).item())
+    print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of the gradients {worst:.1e}")
+    for name in "tokens", "s", "GiB":
+        a, b = total[f"padded {name}"], total[f"packed {name}"]
+        print(f"{name:8} padded {a:10.2f}   packed {b:10.2f}   packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
+
+
+# ---------------------------------------------------------------- answers
 
 
 def match(args):
+    """Accuracy and speed on labelled pairs: one JSON object a line with gold, pred, equal, and optionally kind, id,
+    debatable (not counted)."""
     with open(args.cases, encoding="utf-8") as file:
         cases = [case for case in map(json.loads, file) if not case.get("debatable")]
-    for name, judge in {"ours": our_judge(), "Math-Verify": math_verify_judge()}.items():
+    for name, judge in {"ours": tasks.grade, "Math-Verify": math_verify_judge()}.items():
         if judge is None:
             print(f"{name}: not installed")
         else:
             report(name, judge, cases, args.show)
-
-
-def our_judge():
-    from eval import grade
-    return grade
 
 
 def math_verify_judge():
@@ -35,10 +253,8 @@ def math_verify_judge():
     except ImportError:
         return None
 
-    from eval import extract_answer
-
     def judge(response, answer):
-        found = extract_answer(response) or response  # it reads bare answers only between dollars
+        found = tasks.extract_answer(response) or response          # it reads bare answers only between dollars
         return found.strip() == answer.strip() or verify(parse(f"${answer}$"), parse(f"${found}$"))
     return judge
 
@@ -54,27 +270,49 @@ def report(name, judge, cases, show):
         if show and outcome != "right":
             print(outcome, case.get("id"), repr(case["gold"][-100:]), repr(case["pred"][-160:]), sep="  ")
     total = sum(kinds.values(), collections.Counter())
-    print(f"{name}: {len(cases)} pairs, accuracy {total['right'] / len(cases):.2%}, "
-          f"{total['false positive']} false positives, {total['false negative']} false negatives, "
-          f"{len(cases) / sum(seconds):,.0f} pairs/s")
+    print(f"{name}: {len(cases)} pairs, accuracy {total['right'] / len(cases):.2%}, {total['false positive']} false "
+          f"positives, {total['false negative']} false negatives, {len(cases) / sum(seconds):,.0f} pairs/s")
     slowest = max(range(len(cases)), key=seconds.__getitem__)
     print(f"  slowest pair {1000 * seconds[slowest]:.1f} ms: {cases[slowest].get('id')}")
     for kind, counts in sorted(kinds.items()):
-        print(f"  {kind:12} {sum(counts.values()):5} pairs {counts['false positive']:4} false positives "
-              f"{counts['false negative']:4} false negatives")
+        print(f"  {kind:12} {sum(counts.values()):5} pairs, {counts['false positive']:3} false positives, "
+              f"{counts['false negative']:3} false negatives")
 
 
 def main():
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("match", help="answer equivalence: accuracy and pairs per second")
-    command.add_argument("--cases", required=True, help="JSON Lines file of labelled pairs")
-    command.add_argument("--show", action="store_true", help="print every wrong verdict")
-    command.set_defaults(run=match)
+    for command in search, train, match:
+        sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
+        sub.set_defaults(run=command)
+        if command is match:
+            sub.add_argument("--cases", required=True, help="file of labelled pairs")
+            sub.add_argument("--show", action="store_true", help="print every wrong verdict")
+            continue
+        sub.add_argument("--model", required=True)
+        sub.add_argument("--device")
+        sub.add_argument("--dtype", choices=("float32", "bfloat16", "float64"))
+        sub.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+        if command is train:
+            sub.add_argument("--trees", required=True, help="trees of that model")
+            sub.add_argument("--limit", type=int, default=8, help="trees (default: 8)")
+            sub.add_argument("--paths", type=int, default=8, help="a question (default: 8)")
+        else:
+            sub.add_argument("--data", required=True, help="task or JSON Lines file")
+            sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
+            sub.add_argument("--iterations", type=int, default=5, help="a tree (default: 5)")
+            sub.add_argument("--peer-trees", type=int, default=3, help="of peer (a) (default: 3)")
+            sub.add_argument("--breadth", type=int, default=5)
+            sub.add_argument("--slots", type=int, default=16)
+            sub.add_argument("--max-step-tokens", type=int, default=64)
+            sub.add_argument("--kv-budget", type=float, help="GiB")
+            sub.add_argument("--seed", type=int, default=0)
+            sub.add_argument("--alone", action="store_true", help="skip the slow peers")
     args = parser.parse_args()
+    if "threads" in args:
+        torch.set_num_threads(args.threads)
     args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    mcts.run_command(main)

@@ -37,7 +37,8 @@ def search(model, tok, questions=("Add 3 to 4.", "Take 5 from 12, then add nothi
 def searched(request, tok):
     """A float64 model and a tree it has searched, with the ends of its valid and invalid terminals."""
     model = tiny.model(request.param, torch.float64)
-    tree = max(search(model, tok), key=lambda t: len(t.nodes))
+    questions = [f"Add {i} to 4." for i in range(8)]
+    tree = max(search(model, tok, questions, iterations=12), key=lambda t: sum(n.terminal for n in t.nodes))
     ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
     assert len(ends) > 5 and max(tree.nodes[i].depth for i in ends) >= 3        # else the tests below prove little
     return model, tree, ends
@@ -284,7 +285,7 @@ def command(*arguments, cwd=ROOT, script="dvo.py"):
     return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
 
 
-SMALL = ["--rounds", 2, "--questions-per-round", 4, "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
+SMALL = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 4, "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
          "--lr", 1e-3, "--questions-per-step", 2, "--max-new-tokens", 32, "--trials", 2]
 
 
@@ -321,6 +322,18 @@ def test_a_finished_run_is_not_done_again(run_folder, model_folder, data_file):
     done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", run_folder, *SMALL)
     assert done.returncode == 0 and "round 2" in done.stdout
     assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+
+
+def test_bootstrapping_teaches_the_format(tmp_path, model_folder, data_file):
+    """Few-shot samples that are right and well formed are imitated without the examples; the result is round 0."""
+    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", tmp_path / "run", *SMALL,
+                   "--bootstrap", "--bootstrap-questions", 3, "--bootstrap-samples", 40, "--bootstrap-lr", 1e-2, "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
+    first, evaluation = events[0], next(e for e in events if e["event"] == "eval")
+    assert first["event"] == "bootstrap" and first["questions"] == 3 and 0 < first["responses"] <= 120
+    assert evaluation["round"] == 0 and evaluation["accuracy"] > 0.2            # the untrained model has 0
+    assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
 
 
 def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):

@@ -613,9 +613,10 @@ def test_settings_out_of_range(settings, lm, tok):
         mcts.search(lm, tok, PROBLEMS, reward, **settings)
 
 
-@pytest.mark.parametrize("settings", [dict(n=0), dict(temperature=-1), dict(max_new_tokens=0)], ids=str)
+@pytest.mark.parametrize("settings", [dict(n=0), dict(temperature=-1), dict(max_new_tokens=0), dict(slots=0)],
+                         ids=str)
 def test_sampling_settings_out_of_range(settings, lm, tok):
-    with pytest.raises(InputError, match="at least one sample"):
+    with pytest.raises(InputError, match="must be at least"):
         mcts.sample(lm, tok, PROMPTS, **settings)
 
 

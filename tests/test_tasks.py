@@ -228,3 +228,5 @@ def test_missing_empty_and_unreadable_files(tmp_path):
         load_problems(tmp_path / "absent.jsonl")
     with pytest.raises(InputError, match="metamath has no split 'test': choose one of train"):
         load_problems("metamath")
+    with pytest.raises(InputError, match="arithmetic has no split 'dev': choose one of train, test"):
+        load_problems("arithmetic", split="dev")

@@ -1,0 +1,216 @@
+"""Many ranks and restarts, on the CPU with gloo: 1, 2 and 4 ranks give the same run; a killed run ends like any other.
+
+    python -m pytest -q tests/test_ranks.py
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import tiny
+import dvo
+import mcts
+
+ROOT = Path(mcts.__file__).parent
+SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 5, "--iterations", 10, "--breadth", 3, "--depth", 4,
+            "--max-step-tokens", 12, "--slots", 4, "--lr", 1e-3, "--epochs", 2, "--questions-per-step", 3, "--micro-tokens", 300,
+            "--max-new-tokens", 24, "--trials", 2, "--dtype", "float64"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model folder, and three questions more than four ranks can share evenly."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.model().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    rows = [{"question": f"Add {i} to {i + 1}." + " So double it." * (i % 4), "answer": "7"} for i in range(7)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    return ["--model", folder / "model", "--data", folder / "train.jsonl", "--eval-data", folder / "test.jsonl"]
+
+
+def launch(ranks, *arguments):
+    """Start dvo.py in a process group of its own, under torchrun if ranks > 0."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else [
+        sys.executable]
+    return subprocess.Popen([*runner, str(ROOT / "dvo.py"), *map(str, arguments)], env=ENVIRONMENT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(process, limit=150):
+    """Wait; a hang is a failure that shows where every rank stood."""
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)                      # Python prints its stack with -X faulthandler
+        pytest.fail("hang: " + process.communicate()[1][-3000:])
+    assert process.returncode == 0, err[-3000:]
+    return out, err
+
+
+def outcome(folder):
+    """Everything of a run that must not depend on ranks or restarts: trees, weights, losses, accuracies."""
+    trees = {r: sorted(t.to_json() for path in (folder / f"round{r}").glob("trees.rank*.jsonl") for t in mcts.read_trees(path))
+             for r in (1, 2)}
+    weights = {r: load_file(folder / f"round{r}" / "model" / "model.safetensors") for r in (1, 2)}
+    events = [json.loads(line) for line in open(folder / "log.jsonl")]
+    losses = {(e["round"], e["step"]): e["loss"] for e in events if e["event"] == "train"}
+    accuracy = {e["round"]: e["accuracy"] for e in events if e["event"] == "eval"}
+    return trees, weights, losses, accuracy
+
+
+def tokens(trees):
+    return {r: [[(n["parent"], n["tokens"], n["visits"], n["value"], n["reward"]) for n in json.loads(t)["nodes"]] for t in ts]
+            for r, ts in trees.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, inputs):
+    """The run of one process, neither sharded nor interrupted."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish(launch(0, *inputs, *SETTINGS, "--out", folder))
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_do_not_change_the_run(ranks, tmp_path, inputs, alone):
+    """Same trees, same losses, same weights, with 5 questions for 2 or 4 ranks and 3 evaluation questions for 4."""
+    finish(launch(ranks, *inputs, *SETTINGS, "--out", tmp_path / "run"))
+    trees, weights, losses, accuracy = outcome(tmp_path / "run")
+    assert tokens(trees) == tokens(alone[0])
+    assert losses.keys() == alone[2].keys() and all(losses[k] == pytest.approx(alone[2][k], rel=1e-6) for k in losses)
+    for r in weights:
+        assert weights[r].keys() == alone[1][r].keys()
+        for name, weight in weights[r].items():
+            assert (weight - alone[1][r][name]).norm() <= 1e-6 * weight.norm(), name
+    assert accuracy == alone[3]
+    assert len(list((tmp_path / "run" / "round1").glob("trees.rank*.jsonl"))) == ranks
+
+
+def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(tmp_path):
+    """A rank that comes 5 seconds late to a group with a limit of 3 is waited for, and named."""
+    script = tmp_path / "late.py"
+    script.write_text("import datetime, sys, time, torch.distributed as dist\nimport dvo\n"
+                      "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=3))\n"
+                      "time.sleep(5 * dist.get_rank())\ndvo.wait_for_ranks('search', patience=1)\nprint('met')\n")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)],
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("met") == 2 and "search: still waiting for rank 1" in done.stderr
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def same(folder, alone):
+    trees, weights, losses, accuracy = outcome(folder)
+    assert trees == alone[0]                                        # to the last digit: one process, float64
+    for r in weights:
+        assert all((weight == alone[1][r][name]).all() for name, weight in weights[r].items())
+    assert losses == alone[2] and accuracy == alone[3]
+
+
+def wait_until(process, condition, limit=100):
+    start = time.time()
+    while not condition():
+        assert process.poll() is None and time.time() - start < limit, "the run ended before the moment to stop it"
+        time.sleep(0.005)
+
+
+MOMENTS = {"in the search": lambda run: (run / "round1" / "trees.rank0.jsonl").exists()
+           and (run / "round1" / "trees.rank0.jsonl").stat().st_size > 0,
+           "in training": lambda run: (run / "round1" / "reference.pt").exists(),
+           "while saving": lambda run: (run / "round2" / "state.new").exists()}
+
+
+def test_a_killed_run_ends_like_any_other(tmp_path, inputs, alone):
+    """SIGKILL in the search, in training and while saving; the same command then finishes the run, bit for bit."""
+    run = tmp_path / "run"
+    for name, moment in MOMENTS.items():
+        process = launch(0, *inputs, *SETTINGS, "--out", run)
+        wait_until(process, lambda: moment(run))
+        process.kill()
+        process.wait()
+    _, err = finish(launch(0, *inputs, *SETTINGS, "--out", run))
+    same(run, alone)
+    assert not list(run.rglob("*.new"))                             # nothing half-written is left
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
+    run = tmp_path / "run"
+    process = launch(2, *inputs, *SETTINGS, "--out", run)
+    wait_until(process, lambda: (run / "round1" / "reference.pt").exists())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(launch(0, *inputs, *SETTINGS, "--out", run))
+    assert tokens(outcome(run)[0]) == tokens(alone[0])
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_says_how_to_go_on(number, status, tmp_path, inputs):
+    run = tmp_path / "run"
+    process = launch(0, *inputs, *SETTINGS, "--out", run)
+    wait_until(process, lambda: MOMENTS["in the search"](run))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the same command goes on" in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, inputs):
+    run = tmp_path / "run"
+    first = launch(0, *inputs, *SETTINGS, "--out", run)
+    wait_until(first, lambda: (run / "config.json").exists())
+    first.send_signal(signal.SIGSTOP)                               # at work, for as long as the second needs to come
+    second = launch(0, *inputs, *SETTINGS, "--out", run)
+    _, err = second.communicate(timeout=60)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2 and "another run is at work" in err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def one_round(tmp_path_factory, inputs):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    finish(launch(0, *inputs, *SETTINGS, "--out", folder, "--rounds", 1))
+    return folder
+
+
+def cut_tree(run):
+    path = run / "round1" / "trees.rank0.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40] + "\n" + "".join(lines[2:]))
+    shutil.rmtree(run / "round1" / "model")
+
+
+def cut_config(run):
+    (run / "config.json").write_text((run / "config.json").read_text()[:-20])
+
+
+def edit_config(run):
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"breadth": 3', '"breadth": 4'))
+
+
+def lose_shard(run):
+    next((run / "round1" / "state").glob("*.distcp")).unlink()
+
+
+@pytest.mark.parametrize("damage, words", [(cut_tree, "line 2: not a search tree"), (cut_config, "is not JSON any more"),
+                                           (edit_config, "breadth was 4 and is 3"), (lose_shard, "cannot be read")])
+def test_damage_is_one_sentence(damage, words, tmp_path, inputs, one_round, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(one_round, run)
+    damage(run)
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, [*inputs, *SETTINGS, "--out", run])])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stopped:
+        mcts.run_command(dvo.main)
+    assert stopped.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]
