@@ -7,12 +7,13 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
 
     select   walk down from the root by PUCT                        Q + c * prior * sqrt(N(s)) / (1 + N(s'))
     expand   sample `breadth` next steps from the policy
-    backup   N and V of every ancestor of a step that ended         V = mean of the outcomes, +1 right, -1 wrong
+    backup   N and V of every ancestor of a step that ended         V = mean outcome: +1 right, -1 wrong
 
-The file reads in that order: the prompt, the Tree, the four lines of the algorithm (`grow`), then the sampling
-engine below it, which is where the time goes. The engine keeps `slots` leaves of as many trees in flight. All their
-live samples go through the model as ONE row of N tokens; the KV of a path is stored once and shared by the
-siblings sampled from it; a finished sample costs nothing at once and a finished slot is refilled at once.
+The file reads in that order: the prompt, the Tree, the four lines of the algorithm (`grow`), then the
+sampling engine below it, which is where the time goes. The engine keeps as many samples in flight as `slots`
+leaves have, each leaf of another tree. All of them go through the model as ONE row of N tokens; the KV of a
+path is stored once and shared by the siblings sampled from it; as samples finish, the next leaf takes their
+place.
 
 What the paper leaves open is settled in the docstrings of `grow`, `expand` and `StepSplitter`.
 """
@@ -24,46 +25,48 @@ import math
 import os
 import sys
 from collections import OrderedDict
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, chain, cycle, takewhile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
+                          GenerationConfig)
 from transformers.utils import logging
 
-logging.disable_progress_bar()                  # of transformers' loading: ours are the ones that take time
+logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
 
 MARKER = "Final Answer:"
-INSTRUCTION = f"""Solve the problem step by step. Write one short reasoning step, then a blank line, then the next step. \
-Finish with a last step that holds only "{MARKER}" and the answer; if the problem offers lettered options, answer with \
-the letter."""
+INSTRUCTION = f"""\
+Solve the problem step by step. Write one short reasoning step, then a blank line, then the next step. \
+Finish with a last step that holds only "{MARKER}" and the answer; if the problem offers lettered options, \
+answer with the letter."""
+PLAIN = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)      # how tokens become text
 
 
 class InputError(ValueError):
-    """Something the user can put right, told in one sentence; the commands print it and exit with status 2."""
+    """Something the user can put right, told in one sentence: commands print it and exit with status 2."""
 
 
 # ---------------------------------------------------------------- model and prompt
 
 
 def pick_device(name=None):
-    """`name` as a torch.device, by default the first accelerator there is."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """`name` as a torch.device; by default the first GPU, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_model(name, device=None, dtype=None):
     """A causal LM and its tokenizer from a Hugging Face folder or hub name: safetensors only, no remote code.
 
-    `dtype` is float32 on CPU and bfloat16 on an accelerator unless given; on the device "meta" no weights are read.
-    Raises InputError if there is no such model.
+    `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On the device "meta" no weights are
+    read. Raises InputError if there is no such model.
     """
     device = pick_device(device)
-    dtype = getattr(torch, dtype) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    how = dict(dtype=dtype, attn_implementation="sdpa")
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    how = dict(dtype=getattr(torch, dtype), attn_implementation="sdpa")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         if device.type == "meta":
@@ -73,34 +76,33 @@ def load_model(name, device=None, dtype=None):
         else:
             model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **how)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise InputError(f"no causal language model could be loaded from {name!r} ({reason}); "
                          "give a folder written by save_pretrained, or a hub name and a network") from None
     return model.to(device).eval(), tokenizer
 
 
 def build_prompt(tokenizer, question, examples=()):
-    """Token ids that ask `question`, after worked `examples` (question, solution) if any (App. B): by the tokenizer's
-    chat template if it has one, else as plain text."""
+    """Token ids that ask `question`, after worked `examples` (question, solution) if any (App. B): by the
+    tokenizer's chat template if it has one, else as plain text."""
     if tokenizer.chat_template is None:
         shown = "".join(f"Problem: {q}\n\nSolution:\n\n{solution}\n\n\n" for q, solution in examples)
         return tokenizer(f"{INSTRUCTION}\n\n{shown}Problem: {question}\n\nSolution:\n\n").input_ids
-    turns = [{"role": role, "content": text} for q, solution in examples
-             for role, text in (("user", q), ("assistant", solution))] + [{"role": "user", "content": question}]
-    with_system = [{"role": "system", "content": INSTRUCTION}, *turns]
+    texts = [*chain(*examples), question]
+    turns = [{"role": role, "content": text} for role, text in zip(cycle(("user", "assistant")), texts)]
+    how = dict(add_generation_prompt=True, tokenize=False)
     try:
-        text = tokenizer.apply_chat_template(with_system, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template([{"role": "system", "content": INSTRUCTION}, *turns], **how)
     except Exception:  # some templates (Gemma's) refuse a system turn: say it all in the first user turn
         turns[0]["content"] = f"{INSTRUCTION}\n\n{turns[0]['content']}"
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, **how)
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def context_length(model):
-    """Tokens a sequence may have. A sliding window, or a chunk, counts as the limit: up to there it hides nothing."""
-    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "sliding_window",
-                                                             "attention_chunk_size"))
-    return min(filter(None, limits), default=sys.maxsize)
+    """Tokens a sequence may have. A sliding window or a chunk is a limit too: within it, it hides nothing."""
+    names = "max_position_embeddings", "sliding_window", "attention_chunk_size"
+    return min(filter(None, (getattr(model.config, name, None) for name in names)), default=sys.maxsize)
 
 
 # ---------------------------------------------------------------- the tree
@@ -108,7 +110,7 @@ def context_length(model):
 
 @dataclass(slots=True)
 class Node:
-    """One step a_t taken in state s_t, and the state s_{t+1} it leads to. Node 0 is the root and holds no step."""
+    """One step a_t taken in state s_t, and the state s_{t+1} it leads to. Node 0, the root, holds no step."""
     parent: int               # index of the node of s_t, -1 at the root
     tokens: list              # the step, with the token that completed its blank line or the EOS
     logprob: float = 0.0      # log pi(a|s), summed over the step's tokens, at temperature 1
@@ -157,8 +159,8 @@ class Tree:
         return nodes[::-1]
 
     def credit(self, i):
-        """r + V(s') - V(s) in [-2, 2], the DVO target of step i (Eq. 10). V of an ended state is 0 here, so a terminal
-        step has credit r - V(s), and the credits along a path sum to r - V(s_0)."""
+        """r + V(s') - V(s) in [-2, 2], the DVO target of step i (Eq. 10). V of an ended state is 0 here, so a
+        terminal step has credit r - V(s), and the credits along a path sum to r - V(s_0)."""
         node = self.nodes[i]
         after = node.reward if node.terminal else node.value
         return after - self.nodes[node.parent].value
@@ -186,8 +188,8 @@ def read_trees(path):
                 try:
                     yield Tree.from_json(line)
                 except (ValueError, KeyError, TypeError, IndexError):
-                    raise InputError(f"{path}, line {number}: not a search tree; search that question again, or "
-                                     "delete the line") from None
+                    raise InputError(f"{path}, line {number}: not a search tree; search that question again, "
+                                     "or delete the line") from None
     except OSError as error:
         raise InputError(f"cannot read trees from {path}: {error.strerror}") from None
 
@@ -196,11 +198,11 @@ def read_trees(path):
 
 
 def grow(tree, reward_fn, response_text, *, iterations, breadth, depth, c_puct):
-    """Search one tree (Sec. 4.2). A coroutine: yields the index of the leaf to expand, is sent the Samples drawn there.
+    """Search one tree (Sec. 4.2). A coroutine: yields the leaf to expand, is sent the Samples drawn there.
 
-    Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would pull V from
-    the policy's mean towards the maximum), each new terminal is backed up once, when it is created, there are no
-    rollouts, and the search ends early once every path has ended.
+    Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would
+    pull V from the policy's mean towards the maximum), each new terminal is backed up once, when it is
+    created, there are no rollouts, and the search ends early once every path has ended.
     """
     for _ in range(iterations):
         leaf = select(tree, c_puct)
@@ -213,23 +215,25 @@ def grow(tree, reward_fn, response_text, *, iterations, breadth, depth, c_puct):
 
 
 def select(tree, c_puct):
-    """Index of the leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior."""
+    """The leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior."""
     nodes, i = tree.nodes, 0
     if nodes[0].exhausted:
         return None
     while nodes[i].children:
         explore = c_puct * math.sqrt(nodes[i].visits)
-        choices = [(nodes[j], j) for j in nodes[i].children if not (nodes[j].terminal or nodes[j].exhausted)]
-        i = max(choices, key=lambda c: (c[0].value + explore * c[0].prior / (1 + c[0].visits), c[0].prior))[1]   # Q + U
+        score = lambda j: nodes[j].value + explore * nodes[j].prior / (1 + nodes[j].visits)     # Q + U
+        choices = [j for j in nodes[i].children if not (nodes[j].terminal or nodes[j].exhausted)]
+        i = max(choices, key=lambda j: (score(j), nodes[j].prior))
     return i
 
 
 def expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
     """Add the sampled steps below `leaf` and return the indices of the new nodes.
 
-    Samples of the same text and ending are one action. Of those, the `breadth` most probable stay, in the order in
-    which they were drawn. A step that neither ends the solution nor may go on (cut by a limit, or at full depth), and
-    an EOS without an answer, are failures of the policy: outcome -1, counted in V, but not `valid` training paths.
+    Samples of the same text and ending are one action. Of those, the `breadth` most probable stay, in the
+    order in which they were drawn. A step that neither ends the solution nor may go on (cut by a limit, or at
+    full depth), and a wrong solution without a final answer, are failures of the policy: outcome -1, counted
+    in V, but not `valid` training paths.
     """
     actions = {}
     for s in samples:
@@ -237,11 +241,10 @@ def expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
     likeliest = sorted(actions, key=lambda a: -actions[a].logprob)[:breadth]
     children = []
     for s in (actions[a] for a in actions if a in likeliest):
-        node = Node(leaf, s.tokens, round(s.logprob, 9), text=s.text)   # beyond that, slots and restarts would show
+        node = Node(leaf, s.tokens, round(s.logprob, 9), text=s.text)   # more digits depend on the batch
         children.append(tree.add(node))
-        ended = s.end in ("answer", "eos")
-        node.terminal = ended or s.end == "cut" or node.depth >= depth
-        if ended:
+        node.terminal = s.end != "step" or node.depth >= depth
+        if s.end in ("answer", "eos"):
             text = response_text([t for j in tree.path(children[-1]) for t in tree.nodes[j].tokens])
             node.reward = reward_fn(text, tree.answer)
             node.valid = node.reward > 0 or MARKER in text
@@ -260,12 +263,12 @@ def close(tree, i):
 
 
 def backup(tree, i):
-    """Count the outcome of terminal node i in N and V of every node on its path, itself and the root included."""
+    """Count the outcome of terminal node i in N and V of every node on its path, from itself to the root."""
     outcome = tree.nodes[i].reward
     while i >= 0:
         node = tree.nodes[i]
         node.visits += 1
-        node.value += (outcome - node.value) / node.visits       # the running mean: V = sum_a N(s')(r + V(s')) / sum_a N
+        node.value += (outcome - node.value) / node.visits      # so V = sum_a N(s')(r + V(s')) / sum_a N(s')
         i = node.parent
 
 
@@ -273,28 +276,28 @@ def backup(tree, i):
 
 
 class StepSplitter:
-    """Tells where sampled steps end from token ids alone, so that no text is decoded inside the sampling loop.
+    """Tells where sampled steps end from token ids alone: decoding text would slow the sampling loop.
 
-    A step ends at the first token after which its text holds a blank line, as in `a\\n\\n`; a BPE merges that with its
-    neighbours (`.\\n\\n`) or splits it (`\\n` then `\\n`), so each vocabulary entry is decoded once and asked what it
-    does to the text so far. A blank line before any other text does not end a step. Any EOS of the model does.
+    A step ends at the first token after which its text holds a blank line, as in `a\\n\\n`; a BPE merges that
+    with its neighbours (`.\\n\\n`) or splits it (`\\n` then `\\n`), so each vocabulary entry is decoded once
+    and asked what it does to the text so far. A blank line before any other text does not end a step. Any
+    EOS of the model does.
     """
 
     def __init__(self, model, tokenizer, size, device):
-        texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), size))], skip_special_tokens=True,
-                                       clean_up_tokenization_spaces=False)
-        texts += [""] * (size - len(texts))                        # logits can be wider than the tokenizer
-        flags = [(bool(t.strip()), "\n\n" in t, "\n\n" in t.lstrip(), t.startswith("\n"), t.endswith("\n"), not t)
-                 for t in texts]
-        self.word, self.blank, self.ends_alone, self.starts, self.ends, self.empty = torch.tensor(flags).T.to(device)
-        eos = model.generation_config.eos_token_id if model.generation_config else None
+        texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), size))], **PLAIN)
+        texts += [""] * (size - len(texts))                         # logits can be wider than the tokenizer
+        flags = torch.tensor([(bool(t.strip()), "\n\n" in t, "\n\n" in t.lstrip(),
+                               t.startswith("\n"), t.endswith("\n"), not t) for t in texts], device=device)
+        self.word, self.blank, self.ends_alone, self.starts, self.ends, self.empty = flags.T
+        eos = getattr(model.generation_config, "eos_token_id", None)
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos = torch.zeros(size, dtype=torch.bool, device=device)
         self.eos[[] if eos is None else eos] = True
 
     def __call__(self, token, started, newline):
-        """All arguments (N,): the new token; whether its step held text before; whether that ended in a newline.
-        Returns (ends by a blank line, started, newline) after the token."""
+        """All (N,): the new token; whether its step held text before; whether that ended in a newline.
+        Returns whether the step ends by a blank line, and started and newline after the token."""
         blank = self.ends_alone[token] | started & (self.blank[token] | newline & self.starts[token])
         return blank, started | self.word[token], self.ends[token] | newline & self.empty[token]
 
@@ -318,8 +321,7 @@ def hash_tokens(key, tokens):
 
 
 def draw_keys(key, length, n):
-    """(n, length, 2) int32 random words for the tokens of n samples after the path of `key`; those of a token do not
-    depend on `length`."""
+    """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words."""
     words = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(length * n)
     return torch.from_numpy(words.view(np.int32)).view(length, n, 2).transpose(0, 1)
 
@@ -336,21 +338,22 @@ def pick(logits, keys, token_hash, temperature):
     """Sample one token a row by Gumbel-max, with noise that depends on (row key, token id) alone.
 
     logits (N, V), keys (N, 2) int32, token_hash (V,) int32 -> tokens (N,), log-probs at temperature 1 (N,).
-    Rows sampled in another batch differ in the last bits of their logits; noise keyed per token id makes a different
-    winner as unlikely as can be (an inverse CDF would shift every boundary at once).
+    Rows sampled in another batch differ in the last bits of their logits; noise keyed per token id makes a
+    different winner as unlikely as can be (an inverse CDF would shift every boundary at once).
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if temperature == 0:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     tokens, logprobs = [], []
-    rows = max(1, 2**16 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)   # stay in a CPU's cache
+    on_cpu = logits.device.type == "cpu"                        # so many rows at a time as stay in its cache
+    rows = max(1, 2**16 // logits.shape[1]) if on_cpu else len(logits)
     for row, key in zip(logits.split(rows), keys.split(rows)):
         probs = (row / temperature).softmax(-1)
         a, b = key[:, :1], key[:, 1:] | 1
-        bits = mix((token_hash ^ a) * b) >> 9 & 0x7FFFFF           # 23 bits: u below is exact and inside (0, 1)
+        bits = mix((token_hash ^ a) * b) >> 9 & 0x7FFFFF        # 23 bits: u below is exact and inside (0, 1)
         u = (bits + 0.5) * 2.0**-23
-        token = (probs / -u.log()).argmax(-1, keepdim=True)        # p / -log u is largest where log p + Gumbel is
+        token = (probs / -u.log()).argmax(-1, keepdim=True)     # largest where log p + Gumbel is
         tokens.append(token[:, 0])
         logprobs.append((row.gather(1, token) - row.logsumexp(-1, keepdim=True))[:, 0])
     return torch.cat(tokens), torch.cat(logprobs)
@@ -364,46 +367,35 @@ def attend(module, query, key, value, mask, scaling, cache=None, softcap=None, s
     if softcap is not None or s_aux is not None:
         raise ValueError("it has a soft cap or sinks, which shared attention lacks")
     q, k, v = query[0], key[0], value[0]                            # (Hq, N, D), (H, N, D), (H, N, D)
-    return cache.attend(module.layer_idx, q, k, v, scaling)[None], None   # (1, N, Hq, D)
+    return cache.attend(module.layer_idx, q, k, v, scaling)[None], None         # (1, N, Hq, D)
 
 
 AttentionInterface.register("dvo_slots", attend)
 
 
-@contextmanager
-def slot_attention(model):
-    """Let `model` attend through the engine inside the block; its own attention is put back afterwards."""
-    own = model.config._attn_implementation
-    model.config._attn_implementation = "dvo_slots"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = own
-
-
 class Prefill:
-    """Attention of T new tokens to themselves and to P cached ones; collects the new keys and values."""
+    """Attention of T new tokens to themselves and to P cached ones; collects the keys and values of all."""
 
     def __init__(self, past):
         self.past = past                                            # (L, 2, H, P, D), or None
-        self.new = []                                               # per layer (2, H, T, D)
+        self.kv = []                                                # per layer (2, H, P + T, D)
 
     def attend(self, layer, q, k, v, scaling):
-        self.new.append(torch.stack((k, v)))
-        mask, T = None, q.shape[1]
+        kv, mask = torch.stack((k, v)), None
         if self.past is not None:
-            k, v = torch.cat((self.past[layer], self.new[-1]), dim=2)   # (H, P + T, D)
-            mask = torch.ones(T, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - T)
-        out = F.scaled_dot_product_attention(q[None], k[None], v[None], mask, is_causal=mask is None, scale=scaling,
-                                             enable_gqa=True)
+            kv = torch.cat((self.past[layer], kv), dim=2)
+            mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(self.past.shape[3])
+        self.kv.append(kv)
+        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=mask is None,
+                                             scale=scaling, enable_gqa=True)
         return out[0].transpose(0, 1)                               # (T, Hq, D)
 
 
 class Slots:
-    """Keys and values of S slots, each one path shared by G siblings, and the attention of one token a live sample.
+    """Keys and values of S slots, each one path shared by G siblings; attention of one token a live sample.
 
-    Per layer, prefix (2, S, H, P, D) holds the path of each slot and own (2, S, H, G, T, D) what its siblings added.
-    Both grow as longer paths and samples come.
+    Per layer, prefix (2, S, H, P, D) holds the path of each slot and own (2, S, H, G, T, D) what its siblings
+    added. Both grow as longer paths and samples come.
     """
 
     def __init__(self, S, G, like):
@@ -411,7 +403,6 @@ class Slots:
         L, _, H, _, D = like.shape
         self.prefix = [like.new_zeros(2, S, H, 0, D) for _ in range(L)]
         self.own = [like.new_zeros(2, S, H, G, 0, D) for _ in range(L)]
-        self.prefix_length = np.zeros(S, dtype=np.int64)
         self.G = G
 
     @staticmethod
@@ -426,18 +417,15 @@ class Slots:
         self._reserve(self.prefix, kv.shape[-2], chunk=64)
         for buffer, new in zip(self.prefix, kv):
             buffer[:, s, :, :kv.shape[-2]] = new
-        self.prefix_length[s] = kv.shape[-2]
 
-    def focus(self, slot, sibling, length, rows):
-        """Say which sample each row of the coming forward belongs to. numpy (N,) each: slot, sibling and how many own
-        tokens it has; rows: the same three as tensors (3, N)."""
-        S, self.T, self.P = slot.max() + 1, length.max() + 1, self.prefix_length[:slot.max() + 1].max()
+    def focus(self, start, length, rows):
+        """Say what the rows of the coming forward see. start, length (S,), numpy: how many tokens a slot has
+        of its path and of each live sibling; rows (3, N): slot, sibling and length of each row."""
+        self.P, self.T = start.max(), length.max() + 1
         self._reserve(self.own, self.T, chunk=32)
         self.rows = rows.unbind()
-        own_length = np.zeros(S, dtype=np.int64)
-        own_length[slot] = length
-        hidden = np.concatenate((np.arange(self.P) >= self.prefix_length[:S, None],
-                                 np.arange(self.T) > own_length[:, None]), axis=1)
+        hidden = np.concatenate((np.arange(self.P) >= start[:, None],
+                                 np.arange(self.T) > length[:, None]), axis=1)
         self.hidden = torch.from_numpy(hidden).to(rows.device)[:, None, None, None]     # (S, 1, 1, 1, P + T)
 
     def attend(self, layer, q, k, v, scaling):
@@ -448,11 +436,11 @@ class Slots:
         own_v[slot, :, sibling, length] = v.transpose(0, 1)
         prefix_k, prefix_v = self.prefix[layer][:, :S, :, :P]       # (S, H, P, D)
         groups = len(q) // len(k)                                   # query heads that share one key head
-        grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # rows -> slots x siblings; the finished stay 0
+        grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # slots x siblings; the finished stay 0
         grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups)) * scaling
-        shared = grid.flatten(2, 3) @ prefix_k.mT                   # (S, H, G * groups, P): a path is read once for all
-        scores = torch.cat((shared.unflatten(2, (G, groups)), grid @ own_k.mT), -1)     # (S, H, G, groups, P + T)
-        scores = scores.masked_fill_(self.hidden, -torch.inf)
+        shared = grid.flatten(2, 3) @ prefix_k.mT                   # (S, H, G * groups, P): reads a path once
+        scores = torch.cat((shared.unflatten(2, (G, groups)), grid @ own_k.mT), -1)
+        scores = scores.masked_fill_(self.hidden, -torch.inf)       # (S, H, G, groups, P + T)
         weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
         to_prefix, to_own = weights.split((P, T), -1)
         out = (to_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (G, groups)) + to_own @ own_v
@@ -464,8 +452,8 @@ class Slots:
 
 @dataclass
 class Sample:
-    """Tokens drawn after a path. `end`: "step" (blank line), "answer" (blank line after a final answer), "eos", or
-    "cut" (by the token limit or the context length)."""
+    """Tokens drawn after a path. `end`: "step" (blank line), "answer" (blank line after a final answer),
+    "eos", or "cut" (by the token limit or the context length)."""
     tokens: list
     logprobs: list            # one a token, at temperature 1
     text: str
@@ -478,122 +466,130 @@ class Sample:
 
 @dataclass
 class Job:
-    """n samples to draw after a path: (key, tokens) of the prompt and of each step down to the leaf."""
+    """A path to draw samples after: (key, tokens) of the prompt and of each step down to the leaf."""
     path: list
-    n: int
-    keys: set                 # of all KV stored for the owner, for `forget`
-    urgency: int = 0          # the lowest goes first
+    keys: set = field(default_factory=set)   # of all KV stored for the owner, for `forget`
+    turn: int = 0             # the lowest goes first
     owner: object = None
     samples: list = None      # the result
 
 
 class Engine:
-    """Draws samples for many jobs at once: `submit` jobs and call `step` again and again; it returns the jobs it ended.
+    """Draws `siblings` samples for each of many jobs: `submit` jobs and call `step` again and again; it
+    returns the jobs it ended.
 
-    slots: so many leaves, of `siblings` samples each, fill a forward; as samples finish, more leaves are begun.
+    slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
+    rows of samples that finish.
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
     kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
     stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
     Raises InputError for a model that it cannot serve.
     """
 
-    def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False, kv_budget=None):
+    def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
+                 kv_budget=None):
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.decode = partial(tokenizer.decode, **PLAIN)
         self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
-        self.store, self.stored = OrderedDict(), 0                  # key -> KV (L, 2, H, T, D), oldest first; bytes
+        self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
         self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
-        self.waiting, self.submitted = [], 0                        # heap of (urgency, order of submission, job)
-        self.live_limit, slots = slots * siblings, slots + slots // 2   # spare slots take over the rows of finished samples
-        self.free, self.live = list(range(slots)), [()] * slots     # idle slots, a heap; unfinished siblings of each
+        self.waiting, self.submitted = [], 0            # heap of (turn, order of submission, job)
+        self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
+        slots += 0 if whole else slots // 2             # spare ones; whole responses would take too much KV
+        # Of each slot: its job (None: idle); where its samples start, how many tokens they have and may have.
         self.jobs = [None] * slots
-        self.start = np.zeros(slots, dtype=np.int64)                # position of the first token fed to a slot
-        self.length, self.limit = self.start.copy(), self.start.copy()   # own tokens so far; how many it may have
-        self.rows = None                                            # (2, N): slot and sibling of every live sample
+        self.start, self.length, self.limit = np.zeros((3, slots), dtype=np.int64)
+        self.rows = None                                # (2, N): slot and sibling of every live sample
 
-        vocabulary = self._check_model(slots, siblings)
+        vocabulary = self._check_model(slots)
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
-        zeros = lambda *shape, dtype: torch.zeros(slots, siblings, *shape, dtype=dtype, device=self.device)
-        self.tokens, self.logprobs = zeros(max_tokens, dtype=torch.long), zeros(max_tokens, dtype=torch.float64)
-        self.keys = zeros(max_tokens, 2, dtype=torch.int32)         # random words of every token to come
-        self.last = zeros(dtype=torch.long)                         # the token each sample is fed next
-        self.started, self.newline = zeros(dtype=torch.bool), zeros(dtype=torch.bool)    # see StepSplitter
+        zeros = lambda dtype, *shape: torch.zeros(slots, siblings, *shape, dtype=dtype, device=self.device)
+        self.tokens, self.logprobs = zeros(torch.long, max_tokens), zeros(torch.float64, max_tokens)
+        self.keys = zeros(torch.int32, max_tokens, 2)   # random words of every token to come
+        self.last = zeros(torch.long)                   # the token each sample is fed next
+        self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
 
     def _forward(self, tokens, positions, cache, keep=0):
-        """Logits (N, V) of one row of N tokens that attend through `cache`; of the last `keep` only, if given."""
-        with torch.no_grad(), slot_attention(self.model):
-            return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
-                              position_ids=torch.as_tensor(positions, device=self.device)[None],
-                              use_cache=False, logits_to_keep=keep, cache=cache).logits[0]
+        """Logits (N, V) of one row of N tokens that attend through `cache`; of the last `keep`, if given. The
+        model's own attention is put back afterwards."""
+        config, own = self.model.config, self.model.config._attn_implementation
+        config._attn_implementation = "dvo_slots"
+        try:
+            with torch.no_grad():
+                return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
+                                  position_ids=torch.as_tensor(positions, device=self.device)[None],
+                                  use_cache=False, logits_to_keep=keep, cache=cache).logits[0]
+        finally:
+            config._attn_implementation = own
 
     def _prefill(self, tokens, past=None):
         """KV (L, 2, H, P + T, D) of `tokens` after `past`, (L, 2, H, P, D)."""
         P, cache = 0 if past is None else past.shape[-2], Prefill(past)
         self._forward(tokens, range(P, P + len(tokens)), cache, keep=1)
-        new = torch.stack(cache.new)
-        return new if past is None else torch.cat((past, new), -2)
+        return torch.stack(cache.kv)
 
-    def _check_model(self, slots, siblings):
-        """Make the slots, and compare two prefills and a decode with the model's own forward, once, so that no model
-        is served wrongly. Returns the width of the logits."""
-        name, tokens = type(self.model).__name__, torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
+    def _check_model(self, slots):
+        """Make the slots, and compare two prefills and a decode with the model's own forward, once, so that
+        no model is served wrongly. Returns the width of the logits."""
+        tokens = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
         with torch.no_grad():
             expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
         try:
             kv = self._prefill(tokens[3:6], self._prefill(tokens[:3]))
-            self.cache = Slots(slots, siblings, kv)
+            self.cache = Slots(slots, self.siblings, kv)
             self.cache.load(0, kv)
-            zero = np.zeros(1, dtype=np.int64)
-            self.cache.focus(zero, zero, zero, torch.zeros(3, 1, dtype=torch.long, device=self.device))
+            first = torch.zeros(3, 1, dtype=torch.long, device=self.device)
+            self.cache.focus(np.array([6]), np.array([0]), first)
             logits = self._forward(tokens[6:], [6], self.cache)[0]
+            tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
+            if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
+                raise ValueError("the logits differ: a soft cap, a bias or a state of its own")
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise InputError(f"the search cannot serve {name}: its attention cannot be replaced ({error}); take a plain "
-                             "decoder such as Llama, Qwen or Mistral") from None
-        tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
-        if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
-            raise InputError(f"the search cannot serve {name}: with shared attention its logits differ from its own "
-                             "forward's (a soft cap, a bias or a state of its own); take a plain decoder such as Llama, "
-                             "Qwen or Mistral")
+            name = type(self.model).__name__
+            raise InputError(f"the search cannot serve {name}: its attention cannot be replaced ({error}); "
+                             "take a plain decoder such as Llama, Qwen or Mistral") from None
         return len(logits)
 
     def submit(self, job):
-        heapq.heappush(self.waiting, (job.urgency, self.submitted, job))
+        heapq.heappush(self.waiting, (job.turn, self.submitted, job))
         self.submitted += 1
 
     def step(self):
-        """Fill the free slots, draw one token for every live sample, and return the jobs that this completed."""
-        live = sum(map(len, self.live))
-        while self.free and self.waiting and live + self.waiting[0][2].n <= self.live_limit:
-            live += self.waiting[0][2].n
-            self._admit(heapq.heappop(self.free), heapq.heappop(self.waiting)[2])
+        """Admit jobs, draw one token for every live sample, and return the jobs that this completed."""
+        for s, job in enumerate(self.jobs):
+            if job is None and self.waiting and self.live + self.siblings <= self.max_live:
+                self._admit(s, heapq.heappop(self.waiting)[-1])
         if self.rows is None:
-            self.rows = np.array([(s, g) for s, siblings in enumerate(self.live) for g in siblings]).reshape(-1, 2).T
+            self.rows = np.array([(s, g) for s, job in enumerate(self.jobs) if job
+                                  for g, done in enumerate(job.samples) if not done]).reshape(-1, 2).T
         slot, sibling = self.rows
         if not len(slot):
             return []
-        length = self.length[slot]
+        length, S = self.length[slot], slot.max() + 1
         rows = torch.from_numpy(np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
         s, g, t, position = rows                                    # (N,) each
-        self.cache.focus(slot, sibling, length, rows[:3])
+        self.cache.focus(self.start[:S], self.length[:S], rows[:3])
         logits = self._forward(self.last[s, g], position, self.cache)
         token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
         self.logprobs[s, g, t] = logprob.double()
         self.tokens[s, g, t] = self.last[s, g] = token
-        blank, self.started[s, g], self.newline[s, g] = self.splitter(token, self.started[s, g], self.newline[s, g])
-        event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()    # the only wait for the device
+        blank, self.started[s, g], self.newline[s, g] = self.splitter(
+            token, self.started[s, g], self.newline[s, g])
+        event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()        # the only wait for the device
         event = event + 4 * (length + 1 >= self.limit[slot])
-        self.length[np.unique(slot)] += 1
+        self.length[slot] = length + 1
         self.stats["forwards"] += 1
         self.stats["sampled"] += len(slot)
         done = [self._end(slot[i], sibling[i], event[i]) for i in np.flatnonzero(event)]
         return [job for job in done if job]
 
     def _end(self, s, g, event):
-        """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) says so; return the job if it was the last."""
+        """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) does. Returns a completed job."""
         n, job = self.length[s], self.jobs[s]
         tokens = self.tokens[s, g, :n].tolist()
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.decode(tokens)
         blank = event & 1 and not unanswered(text)
         full = self.start[s] + 1 + n >= context_length(self.model)  # no room for another step
         end = ("eos" if event & 2 else "answer" if blank and MARKER in text else
@@ -601,49 +597,45 @@ class Engine:
         if end is None:
             return None
         job.samples[g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
-        self.live[s].remove(g)
-        self.rows = None
-        if self.live[s]:
+        self.live, self.rows = self.live - 1, None
+        if None in job.samples:
             return None
-        if not self.whole:
-            for sibling, sample in enumerate(job.samples):
-                if sample.end == "step":
-                    kv = torch.stack([own[:, s, :, sibling, :len(sample.tokens)] for own in self.cache.own])
-                    self._keep(job, hash_tokens(job.path[-1][0], sample.tokens), kv)
+        for g, ended in enumerate(job.samples):
+            if ended.end == "step":
+                kv = torch.stack([own[:, s, :, g, :len(ended.tokens)] for own in self.cache.own])
+                self._keep(job, hash_tokens(job.path[-1][0], ended.tokens), kv)
         self._touch(job.path)
-        heapq.heappush(self.free, s)
+        self.jobs[s], self.length[s] = None, 0
         return job
 
     def _admit(self, s, job):
         """Start `job` in slot s: gather its path's KV, compute what is missing, and set its samples going.
 
-        The last token of the path is not part of that KV: it is the first input of every sibling. So a node's segment is
-        the KV of the inputs that predicted its step (the last token of its parent and its own but the last), and the
-        root needs no case of its own.
+        The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
+        segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
+        the last), and the root needs no case of its own.
         """
-        inputs = [t for _, tokens in job.path for t in tokens]
-        ends = np.cumsum([len(tokens) for _, tokens in job.path]) - 1
-        cached = []
-        while len(cached) < len(job.path) and job.path[len(cached)][0] in self.store:
-            cached.append(self.store[job.path[len(cached)][0]])
-        kv = torch.cat(cached, -2) if cached else None              # (L, 2, H, P, D)
-        have, need = kv.shape[-2] if cached else 0, len(inputs) - 1
+        keys, steps = zip(*job.path)
+        inputs = [*chain(*steps)]
+        bounds = [max(0, end - 1) for end in accumulate(map(len, steps), initial=0)]    # of the segments
+        cached = [self.store[key] for key in takewhile(self.store.__contains__, keys)]
+        have, need = bounds[len(cached)], bounds[-1]
         self.stats["reused"] += have
         self.stats["prefilled"] += need - have
+        kv = torch.cat(cached, -2) if cached else None              # (L, 2, H, P, D)
         if have < need:
             kv = self._prefill(inputs[have:need], kv)
             for i in range(len(cached), len(job.path)):
-                self._keep(job, job.path[i][0], kv[..., ends[i - 1] if i else 0:ends[i], :].clone())
+                self._keep(job, keys[i], kv[..., bounds[i]:bounds[i + 1], :].clone())
         if need:
             self.cache.load(s, kv)
-        self.cache.prefix_length[s] = need
+        self.start[s] = need
         self._touch(job.path)
-        self.start[s], self.length[s] = need, 0
         self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
-        self.keys[s, :job.n] = draw_keys(job.path[-1][0], self.max_tokens, job.n).to(self.device)
+        self.keys[s] = draw_keys(keys[-1], self.max_tokens, self.siblings).to(self.device)
         self.last[s], self.started[s], self.newline[s] = inputs[-1], False, False
-        self.jobs[s], self.live[s], self.rows = job, list(range(job.n)), None
-        job.samples = [None] * job.n
+        self.jobs[s], job.samples = job, [None] * self.siblings
+        self.live, self.rows = self.live + self.siblings, None
 
     def _keep(self, job, key, kv):
         job.keys.add(key)
@@ -654,20 +646,18 @@ class Engine:
             self.stored -= self.store.popitem(last=False)[1].nbytes
 
     def _touch(self, path):
-        """Make a path the most recently used, its root last: then descendants are dropped before their ancestors."""
+        """Make a path the most recently used, its root last: so descendants are dropped before ancestors."""
         for key, _ in reversed(path):
             if key in self.store:
                 self.store.move_to_end(key)
 
     def forget(self, keys):
         """Drop the KV of `keys`: their tree is finished."""
-        for key in keys:
-            if key in self.store:
-                self.stored -= self.store.pop(key).nbytes
+        for key in keys & self.store.keys():
+            self.stored -= self.store.pop(key).nbytes
 
 
 def free_memory(device):
-    """Bytes free on `device` now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -677,61 +667,65 @@ def free_memory(device):
 # ---------------------------------------------------------------- what others call
 
 
-def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5, candidates=None,
-           seed=0, slots=None, max_step_tokens=256, kv_budget=None, progress=None):
+def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
+           candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, progress=None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
     model, tokenizer   a Hugging Face causal LM, on its device, and its tokenizer
-    problems           dicts with `question` and `answer`; any iterable, read as slots become free
+    problems           dicts with `question` and `answer`; any iterable, read as trees finish
     reward_fn          (response text, answer) -> +1 or -1
-    iterations         expansions a tree at most; breadth: children kept at an expansion, of `candidates` sampled
-                       (default: as many); depth: steps a solution may have; c_puct: weight of exploration
-    slots              leaves sampled at once (default 16 on a CPU, 64 on an accelerator)
-    kv_budget          bytes of stored keys and values (default 40 % of the free memory)
+    iterations         expansions a tree at most
+    breadth            children kept at an expansion, of `candidates` sampled (default: as many)
+    depth              steps a solution may have
+    c_puct             weight of exploration in PUCT
+    max_step_tokens    a step cut at this length is a failure
+    slots              leaves whose samples fill a forward, see Engine (default: 16 on a CPU, else 64)
+    kv_budget          bytes of stored keys and values (default: 40 % of the free memory)
     progress           called with the iterations completed; a tree that ends early counts its rest
 
-    The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed, question, path,
-    sibling and position. Raises InputError for settings out of range and for a model that cannot be served. A question
-    that fills the model's context is skipped with a line on stderr.
+    The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed,
+    question, path, sibling and position. (In float64; in float32 the rounding of another batch flips about
+    one token in 10^7.) Raises InputError for settings out of range and for a model that cannot be served. A
+    question that fills the model's context is skipped with a line on stderr.
     """
     candidates = breadth if candidates is None else candidates
-    slots = default_slots(model) if slots is None else slots
-    check_range(iterations=(iterations, 1), breadth=(breadth, 1), depth=(depth, 1), c_puct=(c_puct, 0), slots=(slots, 1),
-                candidates=(candidates, breadth), max_step_tokens=(max_step_tokens, 1), kv_budget=(kv_budget or 0, 0))
-    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens, kv_budget=kv_budget)
-    config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates, seed=seed,
-                  max_step_tokens=max_step_tokens)
+    slots = (16 if model.device.type == "cpu" else 64) if slots is None else slots
+    check_range(iterations=(iterations, 1), breadth=(breadth, 1), depth=(depth, 1), c_puct=(c_puct, 0),
+                slots=(slots, 1), candidates=(candidates, breadth), max_step_tokens=(max_step_tokens, 1),
+                kv_budget=(kv_budget or 0, 0))
+    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                    kv_budget=kv_budget)
+    config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
+                  seed=seed, max_step_tokens=max_step_tokens)
     return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 
 def _search(engine, problems, reward_fn, config, slots, progress):
-    decode = lambda tokens: engine.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
-    growing = 0                                                     # trees; twice the slots keep all of them busy
+    growing = 0                                                 # trees; twice the slots keep all of them busy
 
     def advance(job):
-        """Let the tree that owns `job` take in the samples and choose its next leaf, or end. Returns a finished tree."""
-        tree, search, keys = job.owner
+        """Give the tree of `job` the samples and submit its next leaf. Returns the tree if it is finished."""
+        tree, growth = job.owner
         try:
-            leaf = search.send(job.samples)
+            leaf = growth.send(job.samples)
         except StopIteration:
-            engine.forget(keys)
-            progress(config["iterations"] - job.urgency + 1)
+            engine.forget(job.keys)
+            progress(config["iterations"] - job.turn + 1)
             return tree
-        path = [job.path[0]] + [(None, tree.nodes[i].tokens) for i in tree.path(leaf)]
-        for i in range(1, len(path)):
-            path[i] = hash_tokens(path[i - 1][0], path[i][1]), path[i][1]
+        path = job.path[:1]
+        for i in tree.path(leaf):
+            tokens = tree.nodes[i].tokens
+            path.append((hash_tokens(path[-1][0], tokens), tokens))
         progress(job.samples is not None)
-        engine.submit(Job(path, config["candidates"], keys, job.urgency + 1, job.owner))
+        engine.submit(Job(path, job.keys, job.turn + 1, job.owner))
 
     while True:
         while growing < 2 * slots and (problem := next(problems, None)):
             prompt = build_prompt(engine.tokenizer, problem["question"])
-            if fits(engine.model, prompt, problem["question"]):
+            if path := begin(engine.model, prompt, config["seed"], problem["question"]):
                 tree = Tree(problem["question"], problem["answer"], prompt, config)
-                root = Job([(hash_tokens((config["seed"] % 2**64).to_bytes(8, "little"), prompt), prompt)], 0, set())
-                root.owner = tree, grow(tree, reward_fn, decode, **limits), root.keys
-                advance(root)
+                advance(Job(path, owner=(tree, grow(tree, reward_fn, engine.decode, **limits))))
                 growing += 1
         if not growing:
             return
@@ -741,29 +735,31 @@ def _search(engine, problems, reward_fn, config, slots, progress):
                 yield tree
 
 
-def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None, kv_budget=None,
-           progress=None):
-    """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a list of n
-    Samples, empty if the prompt fills the model's context.
+def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
+           kv_budget=None, progress=None):
+    """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a
+    list of n Samples, empty if the prompt fills the model's context.
 
-    A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit. No top-k, no
-    top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1. `progress` is called with the
-    number of prompts completed.
+    A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
+    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
+    `progress` is called with 1 for each prompt completed, `slots` and `kv_budget` are those of Engine.
     """
-    slots = max(1, 5 * default_slots(model) // max(1, n)) if slots is None else slots
+    if slots is None:
+        slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n))
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
-    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, temperature=temperature,
-                    whole=True, kv_budget=kv_budget)
+    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
+                    temperature=temperature, whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    responses, todo = [[] for _ in prompts], [i for i, p in enumerate(prompts) if fits(model, p, tokenizer.decode(p))]
-    for i in todo:
-        key = hash_tokens((seed % 2**64).to_bytes(8, "little"), prompts[i])
-        engine.submit(Job([(key, prompts[i])], n, set(), urgency=i, owner=i))
-    while todo:
+    responses = [[] for _ in prompts]
+    for i, prompt in enumerate(prompts):
+        if path := begin(model, prompt, seed, tokenizer.decode(prompt)):
+            engine.submit(Job(path, owner=i))
+    left = engine.submitted
+    while left:
         for job in engine.step():
             responses[job.owner] = job.samples
             engine.forget(job.keys)
-            todo.remove(job.owner)
+            left -= 1
             if progress:
                 progress(1)
     return responses
@@ -776,21 +772,17 @@ def check_range(**settings):
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-def default_slots(model):
-    return 16 if model.device.type == "cpu" else 64
-
-
-def fits(model, prompt, name):
-    """Whether `prompt` leaves room for an answer in the model's context; if not, say so."""
+def begin(model, prompt, seed, name):
+    """The path of a root, see Job; None, with a line on stderr, if the prompt fills the model's context."""
     context = context_length(model)
     if 0 < len(prompt) < context:
-        return True
-    print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: {name[:60]!r}...",
-          file=sys.stderr)
-    return False
+        return [(hash_tokens((seed % 2**64).to_bytes(8, "little"), prompt), prompt)]
+    print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
+          f"{name[:60]!r}...", file=sys.stderr)
+    return None
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- pictures and the command line
 
 
 def paint(text, value):
@@ -802,29 +794,24 @@ def paint(text, value):
 
 
 def draw(tree, width=110, unvisited=False):
-    """Lines that draw `tree`: on each edge the credit, on each node N, V and the step; + right, - wrong, x failed.
-
-    Steps below which nothing ended (N = 0) are left out unless `unvisited`.
-    """
+    """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
+    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`."""
+    counts = lambda node: f"V {node.value:+.2f}  N {node.visits:<3}"
     root = tree.nodes[0]
-    yield paint(f"V {root.value:+.2f}  N {root.visits:<3}", root.value) + f" {tree.question} -> {tree.answer}"
+    yield f"{paint(counts(root), root.value)} {tree.question} -> {tree.answer}"
 
     def below(i, indent):
         children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
         for j in children:
             node, last = tree.nodes[j], j == children[-1]
-            mark = (" + " if node.reward > 0 else " - " if node.valid else " x ") if node.terminal else "   "
-            head = f"V {node.value:+.2f}  N {node.visits:<3}"
+            mark = " " if not node.terminal else "+" if node.reward > 0 else "-" if node.valid else "x"
             line = f"{indent}{'└─' if last else '├─'} {tree.credit(j):+.2f} ─ "
-            text = " ".join(node.text.split())
-            room = width - len(line) - len(head) - len(mark)
-            yield line + paint(head + mark, node.value) + (text if len(text) <= room else text[:room - 1] + "…")
+            head, text = f"{counts(node)} {mark} ", " ".join(node.text.split())
+            room = width - len(line) - len(head)
+            yield line + paint(head, node.value) + (text if len(text) <= room else text[:room - 1] + "…")
             yield from below(j, indent + ("   " if last else "│  "))
 
     yield from below(0, "")
-
-
-# ---------------------------------------------------------------- command line
 
 
 def run_command(main):
@@ -838,43 +825,41 @@ def run_command(main):
 
 def add_search_flags(parser):
     """The settings of `search`, with its defaults: the one place where they are written is its signature."""
-    default = search.__kwdefaults__
     group = parser.add_argument_group("search (Sec. 4.2)")
-    for flag, kind, text in (("iterations", int, "expansions a tree at most; paper: 80"),
-                             ("breadth", int, "children kept at an expansion; paper: 5"),
-                             ("depth", int, "steps a solution may have; paper: 8"),
-                             ("c-puct", float, "weight of exploration in PUCT; the authors' code: 1.5"),
-                             ("candidates", int, "steps sampled at an expansion, of which the most probable are kept; "
-                                                 "default: as many as breadth"),
-                             ("max-step-tokens", int, "a step cut at this length is a failure"),
-                             ("slots", int, "leaves sampled at once; default: 16 on a CPU, 64 on a GPU"),
-                             ("kv-budget", float, "GiB of stored keys and values; default: 40%% of the free memory")):
-        value = default[flag.replace("-", "_")]
-        group.add_argument(f"--{flag}", type=kind, default=value, metavar="N",
-                           help=text if value is None else f"{text} (default: {value})")
-    return group
+    for flag, kind, text in (
+            ("iterations", int, "expansions a tree at most; paper: 80"),
+            ("breadth", int, "children kept at an expansion; paper: 5"),
+            ("depth", int, "steps a solution may have; paper: 8"),
+            ("c-puct", float, "weight of exploration in PUCT; the authors' code: 1.5"),
+            ("candidates", int, "steps sampled at an expansion; the likeliest stay; default: as breadth"),
+            ("max-step-tokens", int, "a step cut at this length is a failure"),
+            ("slots", int, "leaves whose samples fill a forward; default: 16 on a CPU, 64 on a GPU"),
+            ("kv-budget", float, "GiB of stored keys and values; default: 40%% of the free memory")):
+        default = search.__kwdefaults__[flag.replace("-", "_")]
+        group.add_argument(f"--{flag}", type=kind, default=default, metavar="N",
+                           help=text if default is None else f"{text} (default: {default})")
 
 
 def search_settings(args):
-    """Keyword arguments of `search` from parsed flags."""
-    names = "iterations breadth depth c_puct candidates max_step_tokens slots kv_budget seed".split()
-    settings = {name: getattr(args, name) for name in names}
+    """Keyword arguments of `search` from parsed flags, --seed included."""
+    settings = {name: getattr(args, name) for name in search.__kwdefaults__ if name != "progress"}
     if settings["kv_budget"] is not None:
         settings["kv_budget"] *= 2**30
     return settings
 
 
 def main():
-    import eval as tasks                        # the command alone borrows the loader and the grader; the module does not
+    import eval as tasks                        # its loader and grader, for the command alone
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization, Sec. 4.2).")
+    parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization).")
     parser.add_argument("--model", help="Hugging Face folder or hub name")
     parser.add_argument("--data", help="task name or JSON Lines file with question and answer")
     parser.add_argument("--out", help="file to append trees to, one a line")
     parser.add_argument("--limit", type=int, help="search the first N questions only")
     parser.add_argument("--seed", type=int, default=search.__kwdefaults__["seed"])
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
+                        help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     parser.add_argument("--show", metavar="TREES", help="draw the trees of this file instead of searching")
     add_search_flags(parser)
@@ -892,7 +877,8 @@ def main():
         raise InputError(f"cannot write to {args.out}: {error.strerror}; choose another --out") from None
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     with out, tqdm(total=len(problems) * args.iterations, unit="iteration", smoothing=0.05) as bar:
-        for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **search_settings(args)):
+        settings = search_settings(args)
+        for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **settings):
             out.write(tree.to_json() + "\n")
             out.flush()
 

@@ -1,7 +1,7 @@
 """Measure this project against its peers, on the same input in the same process.
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
-    python tests/bench.py train --model M --trees trees.jsonl        # against one padded row a path, as TRL trains
+    python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
 Every figure is also given as a ratio, since machines differ.
@@ -9,6 +9,7 @@ Every figure is also given as a ratio, since machines differ.
 import argparse
 import collections
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ import mcts                                                         # noqa: E402
 
 
 class Peak:
-    """Peak memory inside a `with` block, in GiB above what was there: of the GPU, else of the process (Linux)."""
+    """Time and peak memory of a `with` block, in GiB above what was there: of the GPU, else of the process
+    (on Linux)."""
 
     def __init__(self, device):
         self.device = device
@@ -45,6 +47,11 @@ class Peak:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds, self.gib = time.perf_counter() - self.start, (self.read() - self.before) / 2**30
+
+
+def path_tokens(tree, i):
+    """Token ids of the prompt and of the steps down to node i."""
+    return tree.prompt + [token for j in tree.path(i) for token in tree.nodes[j].tokens]
 
 
 # ---------------------------------------------------------------- search
@@ -70,8 +77,8 @@ def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
     pad = tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in paths], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in paths], device=model.device)
-    out = model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens, do_sample=True,
-                         temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
+    out = model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens,
+                         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
                          stopping_criteria=[StepEnds(splitter, len(paths) * breadth, model.device)])
     samples = []
     for row in out[:, width:].tolist():
@@ -82,36 +89,14 @@ def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
             if token in ([eos] if isinstance(eos, int) else eos) or blank:
                 end, n = "step" if blank else "eos", i + 1
                 break
-        samples.append(mcts.Sample(row[:n], [-1.0] * n, tokenizer.decode(row[:n], skip_special_tokens=True), end))
+        text = tokenizer.decode(row[:n], skip_special_tokens=True)
+        samples.append(mcts.Sample(row[:n], [-1.0] * n, text, end))
     return [samples[i:i + breadth] for i in range(0, len(samples), breadth)]
 
 
-def search_by_generate(model, tokenizer, splitter, problems, args, together):
-    """The same search with `generate` instead of the engine, `together` trees at a time. Returns (trees, iterations)."""
-    trees, iterations = [], 0
-    decode = lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
-    for first in range(0, len(problems), together):
-        growing = []
-        for p in problems[first:first + together]:
-            tree = mcts.Tree(p["question"], p["answer"], mcts.build_prompt(tokenizer, p["question"]))
-            search = mcts.grow(tree, tasks.reward, decode, iterations=args.iterations, breadth=args.breadth, depth=8,
-                               c_puct=1.5)
-            growing.append((tree, search, next(search)))
-        while growing:
-            paths = [t.prompt + sum((t.nodes[j].tokens for j in t.path(leaf)), []) for t, _, leaf in growing]
-            drawn, still = by_generate(model, tokenizer, splitter, paths, args.breadth, args.max_step_tokens), []
-            iterations += len(growing)
-            for (tree, search, _), samples in zip(growing, drawn):
-                try:
-                    still.append((tree, search, search.send(samples)))
-                except StopIteration:
-                    trees.append(tree)
-            growing = still
-    return trees, iterations
-
-
 class FullPrefix:
-    """Attention of one token a row to a full prefix of its own: what any engine that shares nothing must do at least."""
+    """Attention of one token a row to a full prefix of its own: the least that any engine must do that shares
+    nothing."""
 
     def __init__(self, rows, like, length):
         L, _, H, _, D = like.shape
@@ -120,12 +105,13 @@ class FullPrefix:
     def attend(self, layer, q, k, v, scaling):
         K, V = self.kv[layer]
         K[:, :, -1], V[:, :, -1] = k.transpose(0, 1), v.transpose(0, 1)     # (N, H, D)
-        q = q.transpose(0, 1).unflatten(1, (len(k), -1))            # (N, H, groups, D): no copy of K a query head
+        q = q.transpose(0, 1).unflatten(1, (len(k), -1))        # (N, H, groups, D): no copy of K a query head
         return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)
 
 
 def ceiling(engine, rows, prefix, steps=12):
-    """Tokens/s of pure decode forwards: `rows` rows after `prefix` tokens each, no mask, no sampling, no bookkeeping."""
+    """Tokens/s and peak GiB of pure decode forwards: `rows` rows after `prefix` tokens each, no mask, no
+    sampling, no bookkeeping."""
     like = engine._prefill([0, 0])
     cache, tokens = FullPrefix(rows, like, prefix), torch.zeros(rows, dtype=torch.long, device=engine.device)
     position = torch.full_like(tokens, prefix)
@@ -137,43 +123,48 @@ def ceiling(engine, rows, prefix, steps=12):
 
 
 def search(args):
-    """Useful tokens/s (those that end in tree nodes) of (a) generate a tree at a time, (b) generate over 16 trees,
-    (c) ours, whole runs with their tails, (d) the ceiling of decoding without sharing."""
-    torch.manual_seed(args.seed)
+    """Useful tokens/s (those that end in tree nodes) of a whole search with its tails, (c); of generate on a
+    random sample of the very same expansions, (a) one tree at a time and (b) 16 trees; and (d) the ceiling of
+    decoding without sharing."""
     model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
     problems = tasks.load_problems(args.data, split="train", limit=args.limit)
-    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens, slots=args.slots,
-                    seed=args.seed, kv_budget=None if args.kv_budget is None else args.kv_budget * 2**30)
-    rows, used = [], len(tokenizer) and {}
-    counter = collections.Counter()
+    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens,
+                    slots=args.slots, seed=args.seed, kv_budget=args.kv_budget and args.kv_budget * 2**30)
     with Peak(model.device) as peak:
-        searching = mcts.search(model, tokenizer, problems, tasks.reward, progress=lambda n: counter.update(n=n), **settings)
+        searching = mcts.search(model, tokenizer, problems, tasks.reward, **settings)
         engine = searching.gi_frame.f_locals["engine"]
         trees = list(searching)
-    used = [len(n.tokens) for t in trees for n in t.nodes[1:]]
-    expansions = sum(bool(n.children) for t in trees for n in t.nodes)
-    lengths = [len(t.prompt) + sum(len(t.nodes[j].tokens) for j in t.path(i)) for t in trees for i, n in enumerate(t.nodes)
-               if n.children]
+    steps = [len(n.tokens) for t in trees for n in t.nodes[1:]]
+    expanded = [path_tokens(t, i) for t in trees for i, n in enumerate(t.nodes) if n.children]
+    prefix = sum(map(len, expanded)) / len(expanded)
     stats = engine.stats
-    ours = ("(c) ours", sum(used) / peak.seconds, expansions / peak.seconds, stats["prefilled"], stats["reused"], peak.gib)
-    print(f"{len(trees)} trees, {len(used)} steps of {sum(used) / len(used):.1f} tokens, {expansions} expansions in "
-          f"{peak.seconds:.0f} s; {stats['sampled'] / stats['forwards']:.1f} live samples a forward", flush=True)
-    if not args.alone:
-        eager = engine.splitter
-        for name, n, together in ("(a) generate, a tree at a time", args.peer_trees, 1), ("(b) generate, 16 trees", 16, 16):
-            with Peak(model.device) as peak:
-                grown, iterations = search_by_generate(model, tokenizer, eager, problems[:n], args, together)
-            tokens = sum(len(n.tokens) for t in grown for n in t.nodes)
-            prefilled = sum(len(t.prompt) + sum(len(t.nodes[j].tokens) for j in t.path(i)) for t in grown
-                            for i, n in enumerate(t.nodes) if n.children)
-            rows.append((name, tokens / peak.seconds, iterations / peak.seconds, prefilled, 0, peak.gib))
-            print(name, f"{tokens} tokens in {peak.seconds:.0f} s", flush=True)
-    live = round(args.slots * args.breadth)
-    top, gib = ceiling(engine, live, round(sum(lengths) / len(lengths)))
-    rows += [ours, (f"(d) ceiling, {live} rows", top, 0, 0, 0, gib)]
-    print(f"\n{'':32}{'tokens/s':>10}{'iter/s':>9}{'prefilled':>11}{'reused':>9}{'peak GiB':>10}{'(c) / this':>12}")
-    for name, rate, per_second, prefilled, reused, gib in rows:
-        print(f"{name:32}{rate:10.1f}{per_second:9.2f}{prefilled:11}{reused:9}{gib:10.2f}{ours[1] / rate:12.2f}")
+    rows = {"(c) ours": (sum(steps) / peak.seconds, len(expanded) / peak.seconds, stats["prefilled"],
+                         stats["reused"], peak.gib)}
+    print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
+          f"{sum(steps) / len(steps):.1f} in {peak.seconds:.0f} s, "
+          f"{stats['sampled'] / stats['forwards']:.1f} live samples a forward", flush=True)
+    draw = random.Random(args.seed)
+    for name, together, batches in (("(a) generate, one tree", 1, args.batches * 4),
+                                    ("(b) generate, 16 trees", 16, args.batches)):
+        tokens = prefilled = 0
+        with Peak(model.device) as peak:
+            for _ in range(batches):
+                paths = draw.sample(expanded, together)
+                drawn = by_generate(model, tokenizer, engine.splitter, paths, args.breadth,
+                                    args.max_step_tokens)
+                different = [s for samples in drawn for s in {s.text: s for s in samples}.values()]
+                tokens += sum(len(s.tokens) for s in different)
+                prefilled += sum(map(len, paths))
+        if batches:
+            rows[name] = tokens / peak.seconds, batches * together / peak.seconds, prefilled, 0, peak.gib
+    live = args.slots * args.breadth
+    rate, gib = ceiling(engine, live, round(prefix))
+    rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * sum(steps) / len(steps)), 0, 0, gib
+    heads = "tokens/s", "iter/s", "prefilled", "reused", "peak GiB", "(c) / this"
+    print("\n{:26}{:>10}{:>9}{:>11}{:>9}{:>10}{:>12}".format("", *heads))
+    for name, row in sorted(rows.items()):
+        ratio = rows["(c) ours"][0] / row[0]
+        print("{:26}{:10.1f}{:9.2f}{:11}{:9}{:10.2f}{:12.2f}".format(name, *row, ratio))
 
 
 # ---------------------------------------------------------------- training
@@ -181,12 +172,12 @@ def search(args):
 
 def padded_step(model, tree, paths, loss_of):
     """One row a path, right-padded, full logits in float32: how TRL and the authors train."""
-    rows = [tree.prompt + sum((tree.nodes[i].tokens for i in path), []) for path in paths]
+    rows = [path_tokens(tree, path[-1]) for path in paths]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()      # (P, T - 1, V)
-    token = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    token = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]          # (P, T - 1)
     steps, start = [], len(tree.prompt) - 1
     for row, path in zip(token, paths):
         sizes = [len(tree.nodes[i].tokens) for i in path]
@@ -195,12 +186,11 @@ def padded_step(model, tree, paths, loss_of):
 
 
 def train(args):
-    """Seconds and peak memory of the DVO gradient of each question's paths, packed against padded; and their distance."""
+    """Seconds and peak memory of the DVO gradient of each question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
     policy = dvo.Policy(model.train())
-    trees = [t for t in mcts.read_trees(args.trees)][:args.limit]
-    total = collections.Counter()
-    worst = 0.0
+    trees = list(mcts.read_trees(args.trees))[:args.limit]
+    total, worst = collections.Counter(), 0.0                       # worst: distance of the two gradients
     for tree in trees:
         ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
         paths = [tree.path(i) for i in sorted(ends, key=lambda i: -tree.nodes[i].depth)[:args.paths]]
@@ -223,21 +213,23 @@ def train(args):
             gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
             total[name + " s"] += peak.seconds
             total[name + " GiB"] = max(total[name + " GiB"], peak.gib)
-        total["padded tokens"] += len(paths) * max(len(tree.prompt) + sum(len(tree.nodes[i].tokens) for i in p) for p in paths)
+        total["padded tokens"] += len(paths) * max(len(path_tokens(tree, path[-1])) for path in paths)
         total["packed tokens"] += len(dvo.pack(tree, paths).tokens)
-        worst = max(worst, ((gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()).item())
-    print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of the gradients {worst:.1e}")
+        distance = (gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()
+        worst = max(worst, distance.item())
+    print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of gradients {worst:.1e}")
     for name in "tokens", "s", "GiB":
         a, b = total[f"padded {name}"], total[f"packed {name}"]
-        print(f"{name:8} padded {a:10.2f}   packed {b:10.2f}   packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
+        print(f"{name:8} padded {a:10.2f}   packed {b:10.2f}   "
+              f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
 
 
 # ---------------------------------------------------------------- answers
 
 
 def match(args):
-    """Accuracy and speed on labelled pairs: one JSON object a line with gold, pred, equal, and optionally kind, id,
-    debatable (not counted)."""
+    """Accuracy and speed on labelled pairs: one JSON object a line with gold, pred, equal, and optionally
+    kind, id, debatable (not counted)."""
     with open(args.cases, encoding="utf-8") as file:
         cases = [case for case in map(json.loads, file) if not case.get("debatable")]
     for name, judge in {"ours": tasks.grade, "Math-Verify": math_verify_judge()}.items():
@@ -254,7 +246,7 @@ def math_verify_judge():
         return None
 
     def judge(response, answer):
-        found = tasks.extract_answer(response) or response          # it reads bare answers only between dollars
+        found = tasks.extract_answer(response) or response      # it reads bare answers only between dollars
         return found.strip() == answer.strip() or verify(parse(f"${answer}$"), parse(f"${found}$"))
     return judge
 
@@ -270,8 +262,9 @@ def report(name, judge, cases, show):
         if show and outcome != "right":
             print(outcome, case.get("id"), repr(case["gold"][-100:]), repr(case["pred"][-160:]), sep="  ")
     total = sum(kinds.values(), collections.Counter())
-    print(f"{name}: {len(cases)} pairs, accuracy {total['right'] / len(cases):.2%}, {total['false positive']} false "
-          f"positives, {total['false negative']} false negatives, {len(cases) / sum(seconds):,.0f} pairs/s")
+    print(f"{name}: {len(cases)} pairs, accuracy {total['right'] / len(cases):.2%}, "
+          f"{total['false positive']} false positives, {total['false negative']} false negatives, "
+          f"{len(cases) / sum(seconds):,.0f} pairs/s")
     slowest = max(range(len(cases)), key=seconds.__getitem__)
     print(f"  slowest pair {1000 * seconds[slowest]:.1f} ms: {cases[slowest].get('id')}")
     for kind, counts in sorted(kinds.items()):
@@ -300,14 +293,14 @@ def main():
         else:
             sub.add_argument("--data", required=True, help="task or JSON Lines file")
             sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
-            sub.add_argument("--iterations", type=int, default=5, help="a tree (default: 5)")
-            sub.add_argument("--peer-trees", type=int, default=3, help="of peer (a) (default: 3)")
+            sub.add_argument("--iterations", type=int, default=10, help="a tree (default: 10)")
+            sub.add_argument("--batches", type=int, default=3,
+                             help="of 16 expansions by peer (b), of 4 by (a); 0: none (default: 3)")
             sub.add_argument("--breadth", type=int, default=5)
             sub.add_argument("--slots", type=int, default=16)
             sub.add_argument("--max-step-tokens", type=int, default=64)
             sub.add_argument("--kv-budget", type=float, help="GiB")
             sub.add_argument("--seed", type=int, default=0)
-            sub.add_argument("--alone", action="store_true", help="skip the slow peers")
     args = parser.parse_args()
     if "threads" in args:
         torch.set_num_threads(args.threads)

@@ -40,7 +40,7 @@ def searched(request, tok):
     questions = [f"Add {i} to 4." for i in range(8)]
     tree = max(search(model, tok, questions, iterations=12), key=lambda t: sum(n.terminal for n in t.nodes))
     ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
-    assert len(ends) > 5 and max(tree.nodes[i].depth for i in ends) >= 3        # else the tests below prove little
+    assert len(ends) > 5 and max(tree.nodes[i].depth for i in ends) >= 3        # else the tests prove little
     return model, tree, ends
 
 
@@ -49,7 +49,7 @@ def padded_path_logprobs(model, tree, end):
     steps = [tree.nodes[i].tokens for i in tree.path(end)]
     row = torch.tensor([tree.prompt + sum(steps, [])])
     logprobs = model(input_ids=row).logits[0].log_softmax(-1)
-    token = logprobs[:-1].gather(1, row[0, 1:, None])[:, 0]                     # (T - 1,): token t + 1 from state t
+    token = logprobs[:-1].gather(1, row[0, 1:, None])[:, 0]         # (T - 1,): token t + 1 from state t
     return [part.sum() for part in token[len(tree.prompt) - 1:].split([len(s) for s in steps])]
 
 
@@ -64,12 +64,12 @@ def test_a_token_sees_its_ancestors_only():
     assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert packed.position.tolist() == [0, 1, 2, 2, 3, 3]
     assert packed.mask().astype(int).tolist() == [
-        [1, 0, 0, 0, 0, 0],                                                     # 1, the prompt
-        [1, 1, 0, 0, 0, 0],                                                     # 2
-        [1, 1, 1, 0, 0, 0],                                                     # 3, left
-        [1, 1, 0, 1, 0, 0],                                                     # 4, right: not its left neighbour 3
-        [1, 1, 0, 1, 1, 0],                                                     # 5
-        [1, 1, 1, 0, 0, 1]]                                                     # 6, below left
+        [1, 0, 0, 0, 0, 0],                                         # 1, the prompt
+        [1, 1, 0, 0, 0, 0],                                         # 2
+        [1, 1, 1, 0, 0, 0],                                         # 3, left
+        [1, 1, 0, 1, 0, 0],                                         # 4, right: not its left neighbour 3
+        [1, 1, 0, 1, 1, 0],                                         # 5
+        [1, 1, 1, 0, 0, 1]]                                         # 6, below left
 
 
 def test_nodes_off_the_paths_are_not_packed():
@@ -90,7 +90,7 @@ def test_packed_equals_padded_in_log_probs_and_gradient(searched, attention):
     for row, end in zip(path, ends):
         row[tree.path(end)] = 1
 
-    close = 1e-5 if attention == "eager" else 1e-9                  # eager attention takes its softmax in float32
+    close = 1e-5 if attention == "eager" else 1e-9              # eager attention takes its softmax in float32
     packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
     loss = dvo.dvo_loss(packed, reference, credit, path).mean()
     gradient = torch.autograd.grad(loss, list(model.parameters()))
@@ -99,7 +99,8 @@ def test_packed_equals_padded_in_log_probs_and_gradient(searched, attention):
     for end in ends:
         nodes, steps = tree.path(end), padded_path_logprobs(model, tree, end)
         assert torch.allclose(packed[nodes], torch.stack(steps), atol=close)
-        losses.append(sum((0.1 * (s - reference[i]) - credit[i]) ** 2 for i, s in zip(nodes, steps)) / len(nodes))
+        errors = [(0.1 * (s - reference[i]) - credit[i]) ** 2 for i, s in zip(nodes, steps)]
+        losses.append(sum(errors) / len(errors))
     plain = torch.stack(losses).mean()
     assert abs(loss - plain) < close
     for a, b in zip(gradient, torch.autograd.grad(plain, list(model.parameters()))):
@@ -110,14 +111,15 @@ def test_packs_in_a_batch_do_not_see_each_other(searched, tok):
     """Padding to the longest pack changes nothing."""
     model, tree, ends = searched
     other = search(model, tok, ["First, add. Then double it and take 5 from 12."])[0]
-    packs = [dvo.pack(tree, [tree.path(ends[0])]), dvo.pack(other, [other.path(i) for i, n in enumerate(other.nodes) if n.terminal])]
+    paths = [other.path(i) for i, n in enumerate(other.nodes) if n.terminal]
+    packs = [dvo.pack(tree, [tree.path(ends[0])]), dvo.pack(other, paths)]
     together = dvo.Policy(model)(packs=packs)
     for p, vector in zip(packs, together):
         assert torch.allclose(vector, dvo.step_logprobs(model, p), atol=1e-10)
 
 
 def test_training_log_probs_are_those_of_sampling(searched):
-    """What was sampled is what is trained on: every stored log-prob, EOS included, comes back from the packed forward."""
+    """What was sampled is what is trained on: the packed forward gives each stored log-prob, EOS included."""
     model, tree, ends = searched
     packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
     eos = set(model.generation_config.eos_token_id)
@@ -150,7 +152,7 @@ def test_dvo_loss_and_gradient_by_hand():
     losses = dvo.dvo_loss(policy, reference, credit, path, beta=0.5)
     assert losses.tolist() == [(0 + 0.0625) / 2, 0]
     losses.sum().backward()
-    assert policy.grad.tolist() == [0, 0, 0.5 * 2 * 0.25 / 2, 0]                # beta * 2 * error / steps of the path
+    assert policy.grad.tolist() == [0, 0, 0.5 * 2 * 0.25 / 2, 0]        # beta * 2 * error / steps of the path
     # response level: 0.5 * (1 + 0) - (0.5 - 0.25) = 0.25; 0.5 * -2 + 1 = 0
     assert dvo.dvo_loss(policy, reference, credit, path, 0.5, "response").tolist() == [0.0625, 0]
 
@@ -159,7 +161,8 @@ def test_levels_agree_on_paths_of_one_step():
     generator = torch.Generator().manual_seed(0)
     policy, reference, credit = torch.randn(3, 9, generator=generator)
     path = torch.eye(9)[1:]
-    step, response = (dvo.dvo_loss(policy, reference, credit, path, level=level) for level in ("step", "response"))
+    step = dvo.dvo_loss(policy, reference, credit, path, level="step")
+    response = dvo.dvo_loss(policy, reference, credit, path, level="response")
     assert torch.allclose(step, response) and step.std() > 0.1
 
 
@@ -167,7 +170,8 @@ def test_targets_telescope(searched):
     """The response-level target of a path is r - V(s_0), whatever lies between."""
     _, tree, ends = searched
     for end in ends:
-        assert sum(tree.credit(i) for i in tree.path(end)) == pytest.approx(tree.nodes[end].reward - tree.nodes[0].value)
+        target = tree.nodes[end].reward - tree.nodes[0].value
+        assert sum(tree.credit(i) for i in tree.path(end)) == pytest.approx(target)
 
 
 def test_rft_loss_is_the_negative_log_likelihood():
@@ -207,7 +211,8 @@ def test_example_holds_credits_and_paths():
 def test_unsolved_questions_are_dropped_unless_kept():
     tree = mcts.Tree("q", "a", prompt=[1])
     mcts.backup(tree, tree.add(mcts.Node(0, [2], reward=-1, terminal=True)))
-    assert dvo.make_example(tree) is None and dvo.make_example(tree, keep_unsolved=True).path.tolist() == [[0, 1]]
+    assert dvo.make_example(tree) is None
+    assert dvo.make_example(tree, keep_unsolved=True).path.tolist() == [[0, 1]]
     assert dvo.make_example(hand_tree(), correct_only=True).correct.all()
 
 
@@ -251,9 +256,10 @@ def test_micro_batches_do_not_change_the_update(examples):
     for micro_tokens in (1, 150, 10**6):
         policy = dvo.Policy(tiny.model(dtype=torch.float64))
         dvo.add_reference(policy, examples, micro_tokens)
-        dvo.train(policy, examples, dvo_step, lr=1e-3, epochs=2, questions_per_step=4, micro_tokens=micro_tokens)
+        dvo.train(policy, examples, dvo_step, lr=1e-3, epochs=2, questions_per_step=4,
+                  micro_tokens=micro_tokens)
         weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
-    assert torch.allclose(weights[0], weights[1], atol=1e-9) and torch.allclose(weights[0], weights[2], atol=1e-9)
+    assert all(torch.allclose(weights[0], other, atol=1e-9) for other in weights[1:])
 
 
 def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
@@ -282,17 +288,24 @@ def data_file(tmp_path_factory):
 
 
 def command(*arguments, cwd=ROOT, script="dvo.py"):
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True)
 
 
-SMALL = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 4, "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
+SMALL = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 4,
+         "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
          "--lr", 1e-3, "--questions-per-step", 2, "--max-new-tokens", 32, "--trials", 2]
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, model_folder, data_file):
+def inputs(model_folder, data_file):
+    return ["--model", model_folder, "--data", data_file, "--eval-data", data_file]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, inputs):
     out = tmp_path_factory.mktemp("run") / "run"
-    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", out, *SMALL)
+    done = command(*inputs, "--out", out, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "round 2" in done.stdout
     return out
@@ -303,12 +316,14 @@ def test_two_rounds_leave_trees_logs_and_loadable_models(run_folder, data_file, 
     assert all({"event", "round", "step", "time"} <= e.keys() for e in events)
     evals = [e for e in events if e["event"] == "eval"]
     assert [e["round"] for e in evals] == [0, 1, 2]
-    assert all(e["task"] == str(data_file) and 0 <= e["accuracy"] <= 1 and e["sem"] >= 0 and e["n"] == 8 for e in evals)
+    assert all(e["task"] == str(data_file) and e["n"] == 8 for e in evals)
+    assert all(0 <= e["accuracy"] <= 1 and e["sem"] >= 0 for e in evals)
     assert {"loss", "lr", "rewards/chosen", "rewards/rejected", "tokens_per_second"} <= next(
         e for e in events if e["event"] == "train").keys()
-    questions = [{t.question for t in mcts.read_trees(run_folder / f"round{r}" / "trees.rank0.jsonl")} for r in (1, 2)]
-    assert all(len(q) == 4 for q in questions) and not questions[0] & questions[1]      # each round its own questions
-    models = [transformers.AutoModelForCausalLM.from_pretrained(run_folder / f"round{r}" / "model") for r in (1, 2)]
+    rounds = [run_folder / "round1", run_folder / "round2"]
+    questions = [{tree.question for tree in mcts.read_trees(r / "trees.rank0.jsonl")} for r in rounds]
+    assert all(len(q) == 4 for q in questions) and not questions[0] & questions[1]      # each round its own
+    models = [transformers.AutoModelForCausalLM.from_pretrained(r / "model") for r in rounds]
     assert all(any(not torch.equal(a, b) for a, b in zip(m.parameters(), n.parameters()))
                for m, n in ((models[0], models[1]), (models[0], tiny.model())))
     assert models[1].generation_config.eos_token_id == tiny.model().generation_config.eos_token_id
@@ -317,17 +332,17 @@ def test_two_rounds_leave_trees_logs_and_loadable_models(run_folder, data_file, 
     assert json.loads((run_folder / "config.json").read_text())["breadth"] == 3
 
 
-def test_a_finished_run_is_not_done_again(run_folder, model_folder, data_file):
+def test_a_finished_run_is_not_done_again(run_folder, inputs):
     before = {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
-    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", run_folder, *SMALL)
+    done = command(*inputs, "--out", run_folder, *SMALL)
     assert done.returncode == 0 and "round 2" in done.stdout
     assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
 
 
-def test_bootstrapping_teaches_the_format(tmp_path, model_folder, data_file):
-    """Few-shot samples that are right and well formed are imitated without the examples; the result is round 0."""
-    done = command("--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", tmp_path / "run", *SMALL,
-                   "--bootstrap", "--bootstrap-questions", 3, "--bootstrap-samples", 40, "--bootstrap-lr", 1e-2, "--rounds", 1)
+def test_bootstrapping_teaches_the_format(tmp_path, inputs):
+    """Few-shot samples that are right and well formed are imitated without the examples: that is round 0."""
+    done = command(*inputs, "--out", tmp_path / "run", *SMALL, "--rounds", 1, "--bootstrap",
+                   "--bootstrap-questions", 3, "--bootstrap-samples", 40, "--bootstrap-lr", 1e-2)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
     first, evaluation = events[0], next(e for e in events if e["event"] == "eval")
@@ -336,10 +351,23 @@ def test_bootstrapping_teaches_the_format(tmp_path, model_folder, data_file):
     assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
 
 
+def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, model_folder, data_file, monkeypatch):
+    """Nothing to imitate: the base stays as it was, and the run can be continued."""
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"question": "Add 1 to 2.", "answer": "3003"}\n')
+    monkeypatch.setattr(sys, "argv", ["dvo.py", "--model", str(model_folder), "--data", str(wrong), "--eval-data",
+                                      "--out", str(tmp_path / "run"), "--bootstrap-samples", "2", *map(str, SMALL[1:])])
+    monkeypatch.setattr(dvo.signal, "signal", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(mcts.InputError, match="no question of round 1 has a correct solution"):
+            dvo.main()
+    assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
+
+
 def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):
     out = tmp_path / "trees.jsonl"
-    done = command("--model", model_folder, "--data", data_file, "--out", out, "--limit", 2, "--iterations", 3, "--seed", 4,
-                   script="mcts.py")
+    done = command("--model", model_folder, "--data", data_file, "--out", out, "--limit", 2,
+                   "--iterations", 3, "--seed", 4, script="mcts.py")
     assert done.returncode == 0, done.stderr
     trees = list(mcts.read_trees(out))
     assert len(trees) == 2 and trees[0].config["seed"] == 4 and trees[0].config["iterations"] == 3
@@ -348,8 +376,8 @@ def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):
 
 
 def test_eval_command_prints_mean_and_spread(tmp_path, model_folder, data_file):
-    done = command("--model", model_folder, "--data", data_file, "--limit", 3, "--trials", 2, "--max-new-tokens", 20,
-                   script="eval.py")
+    done = command("--model", model_folder, "--data", data_file, "--limit", 3, "--trials", 2,
+                   "--max-new-tokens", 20, script="eval.py")
     assert done.returncode == 0 and "±" in done.stdout, done.stderr
 
 
@@ -371,18 +399,18 @@ BAD = {                                                             # arguments 
 
 
 @pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, model_folder, data_file, run_folder, monkeypatch,
-                                                capsys):
+def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, inputs, data_file, run_folder,
+                                                monkeypatch, capsys):
     good = data_file.read_text().splitlines()[0]
-    files = {"EMPTY": "", "BROKEN": good + "\nnot json\n", "NO_ANSWER": '{"question": "Add 1."}\n', "FILE": "",
-             "EMPTY_QUESTION": '{"question": " ", "answer": "1"}\n', "SOMETHING/file": "x"}
+    files = {"EMPTY": "", "FILE": "", "SOMETHING/file": "x", "BROKEN": good + "\nnot json\n",
+             "NO_ANSWER": '{"question": "Add 1."}\n',
+             "EMPTY_QUESTION": '{"question": " ", "answer": "1"}\n'}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     arguments = [run_folder if a == "RUN" else a for a in arguments]
-    defaults = ["--model", model_folder, "--data", data_file, "--eval-data", data_file, "--out", "new", *SMALL]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, defaults + arguments)])
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, [*inputs, "--out", "new", *SMALL, *arguments])])
     with pytest.raises(SystemExit) as stopped:
         mcts.run_command(dvo.main)
     assert stopped.value.code == 2

@@ -145,7 +145,7 @@ def test_ends(lm, tok, monkeypatch, script, step, response, whole):
     words = iter(ids + tok(" 7").input_ids * LIMIT)
     monkeypatch.setattr(mcts, "pick", lambda logits, *_: (torch.tensor([next(words)]), torch.tensor([-0.5])))
     engine = mcts.Engine(lm, tok, slots=1, siblings=1, max_tokens=LIMIT, whole=whole)
-    engine.submit(Job([(bytes(16), tok("Add 3.").input_ids)], 1, keys=set()))
+    engine.submit(Job([(bytes(16), tok("Add 3.").input_ids)]))
     while not (done := engine.step()):
         pass
     sample, (end, used) = done[0].samples[0], response if whole else step
