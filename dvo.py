@@ -495,7 +495,7 @@ def at_own_pace(policy, name, shard_search=False):
 
 
 def wait_for_ranks(name, patience=60):
-    """Wait until every rank has come here, however late: a bare barrier dies at the group's time limit."""
+    """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
     if world() == 1:
         return
     store, start = dist.distributed_c10d._get_default_store(), time.time()
@@ -505,7 +505,6 @@ def wait_for_ranks(name, patience=60):
         if rank() == 0 and time.time() - start > patience:
             print(f"{name}: still waiting for rank {', '.join(map(str, waiting))}", file=sys.stderr)
             start = time.time()
-    dist.barrier()
 
 
 def memory_plan(config, args, compute=2):
@@ -1076,9 +1075,10 @@ def run_command_line(args, start):
             show_tree(list(run.trees()))
         report(run, eval_sets, args.rounds)
         print(f"\n{time.time() - start:.0f} s in all; everything is in {out}")
-    if dist.is_initialized():
-        meet()
-        dist.destroy_process_group()
+    if world() > 1:
+        wait_for_ranks("end")
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)                     # gloo's threads, ended by destructors, now and then abort the process
 
 
 if __name__ == "__main__":
