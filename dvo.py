@@ -573,7 +573,7 @@ def reason(error, line=0):
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end; `number` says which, since checkpoints wrap whatever is raised in them."""
+    """A signal asked the run to end; `number` says which, since checkpoints wrap what is raised in them."""
     number = 0
 
 
@@ -642,7 +642,7 @@ def save_model(policy, tokenizer, folder):
             policy.lm.save_pretrained(new, state_dict=weights)
             tokenizer.save_pretrained(new)
             own, policy.config.dtype = policy.config.dtype, policy.compute
-            policy.config.save_pretrained(new)                      # again: it had named the master weights' type
+            policy.config.save_pretrained(new)              # again: it had named the master weights' type
             policy.config.dtype = own
     replace(folder, write)
 
@@ -917,7 +917,7 @@ def make_base(folder, seed, skip=0.25):
 
     A 0.2M-parameter Llama that first sees solutions that write out every operation and then such as skip
     some, until 99 % of its single operations are right: then what is left to learn is not arithmetic but
-    which steps to take. (With a weaker base DVO gains next to nothing.)
+    which steps to take.
     """
     torch.manual_seed(seed)
     tokenizer = arithmetic_tokenizer()

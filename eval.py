@@ -1,9 +1,10 @@
-"""Problems, answers and their judge: tasks, extraction of the final answer, equivalence of answers, evaluation.
+"""Problems, answers and their judge: tasks, extraction of the final answer, equivalence, evaluation.
 
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
-The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation. Model output
-is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_answer`, `is_equiv`, `evaluate`.
+The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation.
+Model output is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_answer`, `is_equiv`,
+`evaluate`.
 """
 import argparse
 import cmath
@@ -229,7 +230,7 @@ LARGEST = 29                                    # every intermediate value lies 
 
 
 def arithmetic(n, seed=0, low=3, high=6):
-    """n different chains of `low` to `high` operations, as {"question", "answer"}; the same for the same seed.
+    """n different chains of `low` to `high` operations as {"question", "answer"}; the same for the same seed.
 
     >>> arithmetic(1, low=2, high=2)
     [{'question': 'Start with 19. Subtract 1. Add 1.', 'answer': '19'}]
@@ -249,8 +250,8 @@ def arithmetic(n, seed=0, low=3, high=6):
 
 
 def demonstrate(question, draw, skip=0.0):
-    """A worked solution. With probability `skip` a step runs on over the next operation and states the result of both
-    only: what a model learns from such examples is to take steps that it cannot do reliably.
+    """A worked solution. With probability `skip` a step runs on over the next operation and states only the
+    result of both: what a model learns from such examples is to take steps that it cannot do reliably.
 
     >>> demonstrate("Start with 24. Multiply by 1. Subtract 5.", random.Random(0))
     '24 * 1 = 24.\\n\\n24 - 5 = 19.\\n\\nFinal Answer: 19'
@@ -825,19 +826,21 @@ def reward(response, answer):
     return 1 if grade(response, answer) else -1
 
 
-def respond(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0, progress=None):
-    """`trials` zero-shot responses to each problem, without top-k or top-p: per problem a list of {"response", "correct",
-    "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
+def respond(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
+            progress=None):
+    """`trials` zero-shot responses to each problem, without top-k or top-p: per problem a list of {"response",
+    "correct", "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
     prompts = [build_prompt(tokenizer, p["question"]) for p in problems]
-    drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed,
-                   progress=progress)
-    return [[{"response": s.text, "correct": grade(s.text, p["answer"]), "answered": extract_answer(s.text) is not None,
-              "tokens": len(s.tokens)} for s in samples] for p, samples in zip(problems, drawn)]
+    drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature, max_new_tokens=max_new_tokens,
+                   seed=seed, progress=progress)
+    return [[{"response": s.text, "correct": grade(s.text, p["answer"]), "tokens": len(s.tokens),
+              "answered": extract_answer(s.text) is not None} for s in samples]
+            for p, samples in zip(problems, drawn)]
 
 
 def summarise(responses, trials):
-    """Accuracy of `respond`'s result: the mean over trials in [0, 1], its standard error over the trials (sem), each
-    trial's own, and the share of responses without an answer. A problem without responses counts as wrong.
+    """Accuracy of `respond`'s result: the mean over trials in [0, 1], its standard error over the trials (sem),
+    each trial's own, and the share of responses without an answer. A problem without responses counts as wrong.
 
     >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
     >>> summarise([[right, right], [right, wrong]], trials=2)
@@ -852,9 +855,10 @@ def summarise(responses, trials):
             "unanswered": 1 - answered / (n * trials)}
 
 
-def evaluate(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0, progress=None):
-    """Zero-shot evaluation as in the paper's Sec. 5: the summary of three responses to each problem at temperature 0.7,
-    and the `responses` themselves."""
+def evaluate(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
+             progress=None):
+    """Zero-shot evaluation as in the paper's Sec. 5: the summary of three responses to each problem at
+    temperature 0.7, and the `responses` themselves."""
     responses = respond(model, tokenizer, problems, trials, temperature, max_new_tokens, seed, progress)
     return summarise(responses, trials) | {"responses": responses}
 
@@ -868,9 +872,10 @@ def main():
     parser.add_argument("--limit", type=int, help="take the first N problems")
     parser.add_argument("--trials", type=int, default=3, help="responses to each problem; paper: 3")
     parser.add_argument("--temperature", type=float, default=0.7, help="paper: 0.7")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="tokens a response may have (default: 1024)")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of a response (default: 1024)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
+                        help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     parser.add_argument("--out", help="file for every response with its verdict, one problem a line")
     args = parser.parse_args()
@@ -878,15 +883,16 @@ def main():
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     start = time.time()
     with tqdm(total=len(problems), unit="question") as bar:
-        result = evaluate(model, tokenizer, problems, args.trials, args.temperature, args.max_new_tokens, args.seed,
-                          bar.update)
+        result = evaluate(model, tokenizer, problems, args.trials, args.temperature, args.max_new_tokens,
+                          args.seed, bar.update)
     tokens = sum(r["tokens"] for responses in result["responses"] for r in responses)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as out:
             for problem, responses in zip(problems, result["responses"]):
                 out.write(json.dumps(problem | {"responses": responses}, ensure_ascii=False) + "\n")
-    print(f"{args.data}: {len(problems)} questions, trials {', '.join(f'{100 * a:.1f}' for a in result['trials'])} %\n"
-          f"accuracy {100 * result['accuracy']:.1f} ± {100 * result['sem']:.1f} % (mean and standard error of the trials), "
+    trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
+    print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"
+          f"accuracy {100 * result['accuracy']:.1f} ± {100 * result['sem']:.1f} % (mean, standard error of the trials), "
           f"{100 * result['unanswered']:.1f} % of the responses without an answer, "
           f"{tokens / (time.time() - start):.0f} tokens/s")
 

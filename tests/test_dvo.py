@@ -355,8 +355,9 @@ def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, model_folder, d
     """Nothing to imitate: the base stays as it was, and the run can be continued."""
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"question": "Add 1 to 2.", "answer": "3003"}\n')
-    monkeypatch.setattr(sys, "argv", ["dvo.py", "--model", str(model_folder), "--data", str(wrong), "--eval-data",
-                                      "--out", str(tmp_path / "run"), "--bootstrap-samples", "2", *map(str, SMALL[1:])])
+    arguments = ["--model", model_folder, "--data", wrong, "--eval-data", "--out", tmp_path / "run",
+                 "--bootstrap-samples", 2, *SMALL[1:]]
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
     monkeypatch.setattr(dvo.signal, "signal", lambda *_: None)
     for _ in range(2):
         with pytest.raises(mcts.InputError, match="no question of round 1 has a correct solution"):

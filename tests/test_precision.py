@@ -1,4 +1,4 @@
-"""Precision, memory and scale: bfloat16 and float32 against plain forwards, bounded KV, the memory plan, bad numbers.
+"""Precision and memory: bfloat16 and float32 against plain forwards, bounded KV, the memory plan, bad numbers.
 
     python -m pytest -q tests/test_precision.py
 """
@@ -15,7 +15,8 @@ import dvo
 import eval as tasks
 import mcts
 
-PROBLEMS = [{"question": f"Add {i} to {i + 1}." + " So double it." * (i % 3), "answer": "7"} for i in range(8)]
+QUESTIONS = [f"Add {i} to {i + 1}." + " So double it." * (i % 3) for i in range(8)]
+PROBLEMS = [{"question": question, "answer": "7"} for question in QUESTIONS]
 
 
 def search(model, **settings):
@@ -32,8 +33,8 @@ def plain_logprob(model, tree, i):
     return logprobs.gather(1, torch.tensor(row[-n:])[:, None]).sum().item()
 
 
-# A logit has an error of a few units in its last place: for logits up to 16, 1e-6 in float32 and 16 / 2^8 = 0.06 in
-# bfloat16, whose own forward differs from its float32 twin by as much. So: a bound a token, and none in the mean.
+# A logit has an error of a few units in its last place: for logits up to 16, 1e-6 in float32 and 16 / 2^8 = 0.06
+# in bfloat16, whose own forward differs from its float32 twin by as much. So: a bound a token, none in the mean.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
 
@@ -81,18 +82,19 @@ def test_kv_stays_within_the_budget_and_is_recomputed():
 
 LLAMA_8B = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                 num_key_value_heads=8, vocab_size=128256)
-LLAMA_70B = LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
+LLAMA_70B = LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+                            num_attention_heads=64)
 
 
 def peaks(size, ranks, **flags):
-    args = argparse.Namespace(**dict(ranks=ranks, micro_tokens=4096, offload=False, activation_checkpointing=False,
-                                     shard_search=False, slots=None, candidates=None, breadth=5, max_step_tokens=256) | flags)
-    plan = dvo.memory_plan(transformers.LlamaConfig(**size), args)
+    settings = dict(ranks=ranks, micro_tokens=4096, offload=False, activation_checkpointing=False,
+                    shard_search=False, slots=None, candidates=None, breadth=5, max_step_tokens=256) | flags
+    plan = dvo.memory_plan(transformers.LlamaConfig(**size), argparse.Namespace(**settings))
     return {phase: sum(parts.values()) for phase, parts in plan.items()}
 
 
 def test_memory_plan_of_the_papers_model_and_of_a_large_one():
-    """8B fits on 8 x 80 GB; 70B does not without offload; 16 bytes a parameter of training state in either case."""
+    """8B fits on 8 x 80 GB; 70B does not without offload; training state is 16 bytes a parameter."""
     small, large = peaks(LLAMA_8B, 8), peaks(LLAMA_70B, 8)
     assert max(small["train"], small["search"]) < 72 < min(large["train"], large["search"])
     offloaded = peaks(LLAMA_70B, 8, offload=True, activation_checkpointing=True, shard_search=True, slots=32)
@@ -101,8 +103,9 @@ def test_memory_plan_of_the_papers_model_and_of_a_large_one():
 
 
 def test_plan_command_reads_no_weights(tmp_path, monkeypatch, capsys):
-    transformers.LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)  # a configuration, no weights, no tokenizer
-    monkeypatch.setattr(sys, "argv", ["dvo.py", "--plan", "--model", str(tmp_path), "--ranks", "8", "--gpu-memory", "80"])
+    transformers.LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)  # no weights, no tokenizer
+    arguments = ["--plan", "--model", str(tmp_path), "--ranks", "8", "--gpu-memory", "80"]
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *arguments])
     dvo.main()
     out = capsys.readouterr().out
     assert "AdamW" in out and "fits" in out and "--offload" in out
@@ -122,8 +125,9 @@ def folders(tmp_path):
 
 
 def train_on_trees(folder, model, monkeypatch, *more):
-    monkeypatch.setattr(sys, "argv", ["dvo.py", "--model", str(folder / model), "--trees", str(folder / "trees.jsonl"),
-                                      "--eval-data", "--out", str(folder / "run"), "--lr", "1e-3", *more])
+    arguments = ["--model", folder / model, "--trees", folder / "trees.jsonl", "--eval-data", "--out",
+                 folder / "run", "--lr", 1e-3, *more]
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
     monkeypatch.setattr(dvo.signal, "signal", lambda *_: None)
     mcts.run_command(dvo.main)
 
@@ -133,7 +137,8 @@ def test_any_objective_trains_on_given_trees(objective, folders, monkeypatch):
     train_on_trees(folders, "model", monkeypatch, "--objective", objective)
     events = [json.loads(line) for line in open(folders / "run" / "log.jsonl")]
     assert [e["event"] for e in events if e["event"] != "train"] == ["trained"]
-    new, old = (transformers.AutoModelForCausalLM.from_pretrained(folders / name) for name in ("run/round1/model", "model"))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    new, old = load(folders / "run" / "round1" / "model"), load(folders / "model")
     assert any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters()))
 
 

@@ -230,13 +230,14 @@ def test_damage_is_one_sentence(damage, words, tmp_path, inputs, one_round, monk
 
 
 def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
-    """Writing fails within a file of trees, then within a state: one sentence each, and the run goes on later."""
+    """Writing fails within a file of trees, then within a state: one sentence each; the run goes on later."""
     run = tmp_path / "run"
     for limit in 3_000, 20_000:                                     # bytes that a file may have
-        done = subprocess.run([sys.executable, str(ROOT / "dvo.py"), *map(str, [*inputs, *SETTINGS, "--out", run])],
-                              env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
+        arguments = map(str, [ROOT / "dvo.py", *inputs, *SETTINGS, "--out", run])
+        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         assert done.returncode == 2, done.stderr[-2000:]
-        assert "the same command goes on" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+        assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in done.stderr
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     same(run, alone)
