@@ -3,8 +3,8 @@
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
 The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation.
-Model output is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_answer`, `is_equiv`,
-`evaluate`.
+Model output is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_answer`,
+`is_equiv`, `evaluate`.
 """
 import argparse
 import cmath
@@ -828,19 +828,20 @@ def reward(response, answer):
 
 def respond(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
             progress=None):
-    """`trials` zero-shot responses to each problem, without top-k or top-p: per problem a list of {"response",
-    "correct", "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
+    """`trials` zero-shot responses to each problem, without top-k or top-p: per problem a list of
+    {"response", "correct", "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
     prompts = [build_prompt(tokenizer, p["question"]) for p in problems]
-    drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature, max_new_tokens=max_new_tokens,
-                   seed=seed, progress=progress)
+    drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature,
+                   max_new_tokens=max_new_tokens, seed=seed, progress=progress)
     return [[{"response": s.text, "correct": grade(s.text, p["answer"]), "tokens": len(s.tokens),
               "answered": extract_answer(s.text) is not None} for s in samples]
             for p, samples in zip(problems, drawn)]
 
 
 def summarise(responses, trials):
-    """Accuracy of `respond`'s result: the mean over trials in [0, 1], its standard error over the trials (sem),
-    each trial's own, and the share of responses without an answer. A problem without responses counts as wrong.
+    """Accuracy of `respond`'s result: the mean over trials in [0, 1], its standard error over the trials
+    (sem), each trial's own, and the share of responses without an answer. A problem without responses counts
+    as wrong.
 
     >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
     >>> summarise([[right, right], [right, wrong]], trials=2)
@@ -892,7 +893,8 @@ def main():
                 out.write(json.dumps(problem | {"responses": responses}, ensure_ascii=False) + "\n")
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"
-          f"accuracy {100 * result['accuracy']:.1f} ± {100 * result['sem']:.1f} % (mean, standard error of the trials), "
+          f"accuracy {100 * result['accuracy']:.1f} ± {100 * result['sem']:.1f} % "
+          f"(mean, standard error of the trials), "
           f"{100 * result['unanswered']:.1f} % of the responses without an answer, "
           f"{tokens / (time.time() - start):.0f} tokens/s")
 

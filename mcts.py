@@ -429,6 +429,7 @@ class Slots:
         self.hidden = torch.from_numpy(hidden).to(rows.device)[:, None, None, None]     # (S, 1, 1, 1, P + T)
 
     def attend(self, layer, q, k, v, scaling):
+        """Write the N new keys and values, and attend each row to its slot's path and its own tokens."""
         slot, sibling, length = self.rows
         S, G, P, T = len(self.hidden), self.G, self.P, self.T
         own_k, own_v = own = self.own[layer][:, :S, :, :, :T]       # (S, H, G, T, D)

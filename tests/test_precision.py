@@ -1,4 +1,4 @@
-"""Precision and memory: bfloat16 and float32 against plain forwards, bounded KV, the memory plan, bad numbers.
+"""Precision and memory: log-probs against plain forwards, bounded KV, the memory plan, bad numbers.
 
     python -m pytest -q tests/test_precision.py
 """
@@ -33,8 +33,9 @@ def plain_logprob(model, tree, i):
     return logprobs.gather(1, torch.tensor(row[-n:])[:, None]).sum().item()
 
 
-# A logit has an error of a few units in its last place: for logits up to 16, 1e-6 in float32 and 16 / 2^8 = 0.06
-# in bfloat16, whose own forward differs from its float32 twin by as much. So: a bound a token, none in the mean.
+# A logit has an error of a few units in its last place: for logits up to 16, 1e-6 in float32 and 16 / 2^8 =
+# 0.06 in bfloat16, whose own forward differs from its float32 twin by as much. A bound a token, and a tighter
+# one for the mean.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.25}
 
 

@@ -234,8 +234,8 @@ def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     run = tmp_path / "run"
     for limit in 3_000, 20_000:                                     # bytes that a file may have
         arguments = map(str, [ROOT / "dvo.py", *inputs, *SETTINGS, "--out", run])
-        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
-                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True,
+                              timeout=100, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         assert done.returncode == 2, done.stderr[-2000:]
         assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
