@@ -27,12 +27,14 @@ import tempfile
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
@@ -73,6 +75,12 @@ class Pack:
             mask[t, :t] = mask[self.before[t], :t]
         return mask
 
+    def states(self):
+        """(num_nodes,) where the last token of each node is, the prompt's for the root; -1 outside the pack."""
+        last = np.full(self.num_nodes, -1)
+        last[self.node] = np.arange(len(self.node))                 # the last of a node's tokens wins
+        return last
+
 
 def pack(tree, paths):
     """Pack `paths`, each a list of node indices from the first step down (tree.path(i)), into one sequence.
@@ -99,14 +107,14 @@ def pack(tree, paths):
 
 
 def collate(packs, device):
-    """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); and for each of the R
-    tokens of steps, (R,) each: where in the flattened batch the hidden state that predicts it is, the token,
-    and its slot in the packs' concatenated node vectors."""
+    """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); for each of the R tokens
+    of steps, (R,) each: where in the flattened batch the hidden state that predicts it is, the token, and its
+    slot in the packs' concatenated node vectors; and (M,) each, where the state of a node is, and its slot."""
     B, T = len(packs), max(len(p.tokens) for p in packs)
     tokens, position = np.zeros((2, B, T), dtype=np.int64)
     mask = np.zeros((B, 1, T, T), dtype=bool)
     mask[:, 0] |= np.eye(T, dtype=bool)                             # a padded row sees itself: no NaN
-    source, target, slot, first = [], [], [], 0
+    source, target, slot, state, state_slot, first = [], [], [], [], [], 0
     for b, p in enumerate(packs):
         t = len(p.tokens)
         tokens[b, :t], position[b, :t], mask[b, 0, :t, :t] = p.tokens, p.position, p.mask()
@@ -114,8 +122,11 @@ def collate(packs, device):
         source.append(b * T + p.before[step])
         target.append(p.tokens[step])
         slot.append(first + p.node[step])
+        last = p.states()
+        state.append(b * T + last[last >= 0])
+        state_slot.append(first + np.flatnonzero(last >= 0))
         first += p.num_nodes
-    indices = (np.concatenate(x).astype(np.int64) for x in (source, target, slot))
+    indices = (np.concatenate(x).astype(np.int64) for x in (source, target, slot, state, state_slot))
     return [torch.from_numpy(x).to(device) for x in (tokens, position, mask, *indices)]
 
 
@@ -123,29 +134,35 @@ class Policy(nn.Module):
     """A causal LM to shard and train: its parameters are used in here only, where FSDP gathers them.
 
     policy(packs=[...]) -> one (num_nodes,) vector of step log-probs a pack, in float32 (float64 for a float64
-    LM); policy(input_ids=...) -> the language model's own output.
+    LM); with values=True (2, num_nodes), the second row V of the state that each step leads to, by a scalar
+    head that starts at 0; policy(input_ids=...) -> the language model's own output.
     """
 
-    def __init__(self, lm, compute=None):
+    def __init__(self, lm, compute=None, value_head=False):
         super().__init__()
         self.lm, self.config, self.generation_config = lm, lm.config, lm.generation_config
         self.compute = compute or lm.dtype                          # the type it computes in and is saved in
+        self.value_head = None
+        if value_head:
+            self.value_head = nn.Linear(lm.config.hidden_size, 1, device=lm.device, dtype=lm.dtype)
+            for parameter in self.value_head.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def device(self):
         return self.lm.device
 
-    def forward(self, packs=None, **inputs):
+    def forward(self, packs=None, values=False, **inputs):
         if packs is None:
             return self.lm(**inputs)
-        tokens, position, mask, source, target, slot = collate(packs, self.device)
+        tokens, position, mask, source, target, slot, state, state_slot = collate(packs, self.device)
         embed, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
         # an additive mask, since a boolean one is right for sdpa but silently wrong for eager attention
         bias = torch.zeros(mask.shape, dtype=embed.weight.dtype, device=mask.device)
         bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
         hidden = self.lm.base_model(
             input_ids=tokens, position_ids=position, attention_mask=bias, use_cache=False)[0]
-        hidden = hidden.flatten(0, 1)[source]                       # (B, T, D) -> (R, D)
+        hidden = hidden.flatten(0, 1)                               # (B, T, D) -> (B * T, D)
 
         def token_logprobs(hidden, target):
             logits = head(hidden)
@@ -154,9 +171,13 @@ class Policy(nn.Module):
 
         rows = max(1, 2**26 // head.out_features)                   # the (R, V) logits never exist at once
         logprobs = torch.cat([checkpoint(token_logprobs, h, t, use_reentrant=False)
-                              for h, t in zip(hidden.split(rows), target.split(rows))])
+                              for h, t in zip(hidden[source].split(rows), target.split(rows))])
         sizes = [p.num_nodes for p in packs]
-        return logprobs.new_zeros(sum(sizes)).index_add(0, slot, logprobs).split(sizes)
+        nodes = logprobs.new_zeros(sum(sizes)).index_add(0, slot, logprobs)
+        if values:
+            value = self.value_head(hidden[state])[:, 0].to(nodes)      # (M, D) -> (M,)
+            nodes = torch.stack((nodes, torch.zeros_like(nodes).index_add(0, state_slot, value)))
+        return nodes.split(sizes, -1)
 
 
 def step_logprobs(model, pack):
@@ -196,100 +217,242 @@ def rft_loss(policy, path):
     return -(path @ policy)
 
 
+def dpo_loss(policy, reference, chosen, rejected, beta=0.1):
+    """Direct preference optimisation on whole paths (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair.
+
+    chosen, rejected: (P, num_nodes), 1 where a node lies on the better, on the worse path of the pair.
+
+    >>> policy, reference = torch.tensor([[0., 3., 1.], [0., 1., 2.]])
+    >>> dpo_loss(policy, reference, torch.tensor([[0., 1., 0.]]), torch.tensor([[0., 0., 1.]]), beta=1.)
+    tensor([0.0486])
+    """
+    margin = (chosen - rejected) @ (policy - reference)
+    return -F.logsigmoid(beta * margin)                             # Eq. 2
+
+
+def step_dpo_loss(policy, reference, chosen, rejected, beta=0.1):
+    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): dpo_loss on two steps taken in the same state, so each row of
+    chosen and of rejected, (P, num_nodes), holds a single 1."""
+    return dpo_loss(policy, reference, chosen, rejected, beta)
+
+
+def kto_loss(policy, reference, path, correct, z0, beta=0.1, lambda_correct=1.33, lambda_incorrect=1.0):
+    """Kahneman-Tversky optimisation (arXiv 2402.01306, Eq. 8; weights as in App. C): (P,) loss of each path.
+
+    correct: (P,) bool; z0: the reference point, an estimate of KL(pi || pi_ref) in nats, at least 0, without
+    gradient: see `reference_point`. The loss of a path lies between 0 and its lambda.
+    """
+    gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
+    weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
+    return weight * torch.sigmoid(torch.where(correct, -gain, gain))        # lambda - lambda * sigmoid(+-gain)
+
+
+def oreo_loss(policy, reference, value, path, parent, outcome, beta=0.1, alpha=0.01):
+    """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
+    value and policy part together.
+
+    value: (num_nodes,) V of the state each step leads to, by the value head; parent: (num_nodes,) index of the
+    node whose state a step is taken in; outcome: (P,) R, +1 or -1. Both parts ask for the soft Bellman equation
+    V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t), the other by the log-ratio of step t alone.
+    The KL of the regulariser is estimated by half the squared log-ratio of the sampled steps.
+    """
+    log_ratio = path * (policy - reference)                         # (P, num_nodes), 0 off the path
+    ahead = log_ratio.detach().flip(1).cumsum(1).flip(1)            # sum_{i >= t}: parents have lower indices
+    before, R = value[parent], outcome[:, None]                     # V(s_t), (num_nodes,)
+    value_error = before - R + beta * ahead
+    policy_error = before.detach() - R + beta * (log_ratio + ahead - log_ratio.detach())
+    per_step = value_error ** 2 + policy_error ** 2 + alpha * log_ratio ** 2 / 2
+    return (path * per_step).sum(1) / path.sum(1)
+
+
+def value_loss(value, path, parent, outcome):
+    """Outcome value model (Sec. 4.4.2): (P,) mean over the states s_t of each path of (V(s_t) - R)^2.
+    Arguments as in oreo_loss."""
+    return (path * (value[parent] - outcome[:, None]) ** 2).sum(1) / path.sum(1)
+
+
 # ---------------------------------------------------------------- from trees to training examples
 
 
 @dataclass
 class Example:
-    """What one question contributes: its packed paths and, per node of its tree, the targets."""
+    """What one question contributes: packed paths or steps and, per node of its tree, what the losses ask for."""
     pack: Pack
-    path: torch.Tensor        # (P, num_nodes) 1 where a node lies on the path
-    credit: torch.Tensor      # (num_nodes,) r + V(s') - V(s); 0 at the root
-    correct: torch.Tensor     # (P,) bool
+    path: torch.Tensor        # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
+    correct: torch.Tensor     # (P,) bool; of pairs, first all chosen ones, then their rejected ones
+    units: int                # losses it gives: paths or pairs
+    parent: torch.Tensor      # (num_nodes,) index; 0 for the root
+    reward: torch.Tensor      # (num_nodes,) r; 0 but on terminals
+    value: torch.Tensor       # (num_nodes,) V of the search, or of a value model
     sampled: torch.Tensor     # (num_nodes,) log pi(a|s) as the search stored it
     reference: torch.Tensor = None    # (num_nodes,) log pi_ref, filled in before the first update of a round
+    foreign: Pack = None      # KTO: this prompt with a path of another question
+    foreign_reference: float = 0.0    # log pi_ref of that path
+    z0: float = 0.0           # KTO: the reference point of the optimiser step
+
+    @property
+    def credit(self):
+        """(num_nodes,) r + V(s') - V(s) (Eq. 10), V of an ended state being 0; 0 at the root."""
+        after = torch.where(self.reward != 0, self.reward, self.value)
+        return after - self.value[self.parent]
+
+    @property
+    def outcome(self):
+        """(P,) +1 or -1."""
+        return 2 * self.correct.to(self.value) - 1
 
     def like(self, logprobs):
-        """What a loss needs of it, on the device and in the precision of `logprobs`."""
-        path, credit = self.path.to(logprobs), self.credit.to(logprobs)
-        correct = self.correct.to(logprobs.device)
-        reference = None if self.reference is None else self.reference.to(logprobs)
-        return Example(self.pack, path, credit, correct, self.sampled, reference)
+        """The same on the device and in the precision of `logprobs`."""
+        floats = {name: None if (x := getattr(self, name)) is None else x.to(logprobs)
+                  for name in ("path", "reward", "value", "reference")}
+        return replace(self, **floats, correct=self.correct.to(logprobs.device),
+                       parent=self.parent.to(logprobs.device))
 
 
 def draw_paths(tree, per_outcome, seed):
-    """Up to `per_outcome` correct and as many incorrect valid terminals of `tree`, drawn without replacement,
-    weighted by the sum of visits along the path (as in the authors' code). Seed, question
-    and tree decide the draw."""
+    """Up to `per_outcome` correct and as many incorrect valid paths of `tree`, drawn without replacement,
+    weighted by the sum of visits along the path (as in the authors' code): a list of each. Seed, question and
+    tree decide the draw."""
     random = np.random.default_rng([seed, zlib.crc32(tree.question.encode())])
     chosen = []
     for outcome in (1, -1):
         ends = [i for i, n in enumerate(tree.nodes) if n.terminal and n.valid and n.reward == outcome]
         weight = np.array([sum(tree.nodes[j].visits for j in tree.path(i)) for i in ends], dtype=float)
-        if ends:
-            size = min(per_outcome, len(ends))
-            chosen += random.choice(ends, size, replace=False, p=weight / weight.sum()).tolist()
+        size = min(per_outcome, len(ends))
+        drawn = random.choice(ends, size, replace=False, p=weight / weight.sum()).tolist() if ends else []
+        chosen.append([tree.path(i) for i in drawn])
     return chosen
 
 
-def make_example(tree, per_outcome=4, seed=0, keep_unsolved=False, correct_only=False):
-    """The Example of `tree`, or None if it offers no path to train on: no correct one (as in the authors'
-    code), or with keep_unsolved none at all."""
-    ends = draw_paths(tree, per_outcome, seed)
-    if correct_only:
-        ends = [i for i in ends if tree.nodes[i].reward > 0]
-    if not ends or not (keep_unsolved or tree.nodes[ends[0]].reward > 0):
+def correct_paths(tree, n, seed):
+    """RFT trains on correct paths."""
+    return draw_paths(tree, n, seed)[0], []
+
+
+def path_pairs(tree, n, seed):
+    """DPO: up to n pairs of a correct and an incorrect path, such that all drawn paths take part."""
+    right, wrong = draw_paths(tree, n, seed)
+    pairs = max(len(right), len(wrong)) if right and wrong else 0
+    return [right[k % len(right)] for k in range(pairs)], [wrong[k % len(wrong)] for k in range(pairs)]
+
+
+def sibling_pairs(tree, n, seed):
+    """Step-DPO: in each state the visited, not invalid steps of the largest and of the smallest value; of those
+    pairs the n with the largest gap."""
+    pairs = []
+    for node in tree.nodes:
+        steps = [i for i in node.children if tree.nodes[i].visits and tree.nodes[i].valid]
+        by_value = sorted(steps, key=lambda i: tree.nodes[i].value)
+        if steps and (gap := tree.nodes[by_value[-1]].value - tree.nodes[by_value[0]].value) > 0:
+            pairs.append((-gap, by_value[-1], by_value[0]))
+    pairs = sorted(pairs)[:n]
+    return [[better] for _, better, _ in pairs], [[worse] for _, _, worse in pairs]
+
+
+def any_paths(tree, n, seed):
+    """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
+    random = np.random.default_rng([seed, zlib.crc32(tree.question.encode())])
+    ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+    drawn = random.permutation(ends)[:2 * n].tolist()
+    return tuple([tree.path(i) for i in drawn if tree.nodes[i].reward == outcome] for outcome in (1, -1))
+
+
+def make_example(tree, n=4, seed=0, keep_unsolved=False, choose=draw_paths):
+    """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
+    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths."""
+    better, worse = choose(tree, n, seed)
+    if not (better or keep_unsolved and worse):
         return None
-    path = torch.zeros(len(ends), len(tree.nodes))
-    for row, i in zip(path, ends):
-        row[tree.path(i)] = 1
-    credit = torch.tensor([0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))])
-    correct = torch.tensor([tree.nodes[i].reward > 0 for i in ends])
-    sampled = torch.tensor([node.logprob for node in tree.nodes])
-    return Example(pack(tree, [tree.path(i) for i in ends]), path, credit, correct, sampled)
+    rows = better + worse
+    path = torch.zeros(len(rows), len(tree.nodes))
+    for row, nodes in zip(path, rows):
+        row[nodes] = 1
+    column = lambda name: torch.tensor([float(getattr(node, name)) for node in tree.nodes])
+    paired = choose in (path_pairs, sibling_pairs)
+    return Example(pack(tree, [tree.path(nodes[-1]) for nodes in rows]), path,
+                   correct=torch.arange(len(rows)) < len(better), units=len(rows) // (1 + paired),
+                   parent=torch.tensor([max(0, node.parent) for node in tree.nodes]),
+                   reward=column("reward"), value=column("value"), sampled=column("logprob"))
+
+
+def add_foreign(examples, seed):
+    """Give each example, for KTO, a path of another question after its own prompt."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(examples))
+    for i, j in zip(order, np.roll(order, 1)):
+        if i != j:
+            mine, other = examples[i].pack, examples[j].pack
+            nodes = np.flatnonzero(random.choice(examples[j].path.numpy()))
+            tree = mcts.Tree("", "", prompt=mine.tokens[mine.node == 0].tolist())
+            tree.add(mcts.Node(0, other.tokens[np.isin(other.node, nodes)].tolist()))
+            examples[i].foreign = pack(tree, [[1]])
 
 
 # ---------------------------------------------------------------- training
 
 
-def micro_batches(examples, tokens):
-    """Split examples, by length, into batches of at most `tokens` padded tokens or of one example."""
+def micro_batches(packs, tokens):
+    """Split the indices of packs, by length, into batches of at most `tokens` padded tokens or of one pack."""
     batches = []
-    for example in sorted(examples, key=lambda e: len(e.pack.tokens)):
-        length = len(example.pack.tokens)                           # the longest so far
+    for i in sorted(range(len(packs)), key=lambda i: len(packs[i].tokens)):
+        length = len(packs[i].tokens)                               # the longest so far
         if batches and length * (len(batches[-1]) + 1) <= tokens:
-            batches[-1].append(example)
+            batches[-1].append(i)
         else:
-            batches.append([example])
+            batches.append([i])
     return batches
 
 
 @torch.no_grad()
+def evaluate_packs(policy, packs, name, tokens, shard_search=False, values=False):
+    """policy(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
+    mine, done = share(packs), []
+    with at_own_pace(policy, name, shard_search), progress(name, len(mine), leave=False) as bar:
+        for batch in micro_batches([p for _, p in mine], tokens):
+            results = policy(packs=[mine[k][1] for k in batch], values=values)
+            done += [(mine[k][0], result.cpu()) for k, result in zip(batch, results)]
+            bar.update(len(batch))
+    return gather(done)
+
+
 def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
-    Each rank does its share at its own pace. Raises InputError if the trees are another model's."""
-    mine = share(examples)
-    with at_own_pace(policy, "reference", shard_search), progress("reference", len(mine), leave=False) as bar:
-        for batch in micro_batches([example for _, example in mine], tokens):
-            for example, logprobs in zip(batch, policy(packs=[e.pack for e in batch])):
-                example.reference = logprobs.cpu()
-            bar.update(len(batch))
-    for example, reference in zip(examples, gather([(i, e.reference) for i, e in mine])):
-        example.reference = reference
+    Raises InputError if the trees are another model's."""
+    packs = [e.pack for e in examples]
+    for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
+        e.reference = reference
+    foreign = [e for e in examples if e.foreign]
+    packs = [e.foreign for e in foreign]
+    for e, reference in zip(foreign, evaluate_packs(policy, packs, "reference of KTO", tokens, shard_search)):
+        e.foreign_reference = reference[1].item()
     sampled = sum((e.pack.node > 0).sum() for e in examples)
-    distance = sum((e.reference - e.sampled)[e.path.any(0)].abs().sum().item() for e in examples) / sampled
-    if not distance < 0.1:
+    distance = sum((e.reference - e.sampled)[np.unique(e.pack.node)].abs().sum().item() for e in examples)
+    if not distance < 0.1 * sampled:
         raise InputError(f"these trees were not sampled from this model: its log-probs differ by "
-                         f"{distance:.2f} nats a token; give the model and tokenizer that searched them")
+                         f"{distance / sampled:.2f} nats a token; give the model and tokenizer that searched them")
 
 
 def my_micro_batches(examples, tokens):
     """This rank's share of an optimiser step as (weight, micro-batch) pairs, as many on every rank: FSDP's
     collectives must match, so a rank that runs out repeats an example with weight 0."""
     by_length = sorted(examples, key=lambda e: len(e.pack.tokens))
-    shares = [micro_batches(by_length[r::world()], tokens) for r in range(world())]
-    mine = [(1, batch) for batch in shares[rank()]]
-    return mine + [(0, by_length[:1])] * (max(map(len, shares)) - len(mine))
+    shares = [by_length[r::world()] for r in range(world())]
+    batches = [micro_batches([e.pack for e in part], tokens) for part in shares]
+    mine = [(1, [shares[rank()][i] for i in batch]) for batch in batches[rank()]]
+    return mine + [(0, by_length[:1])] * (max(map(len, batches)) - len(mine))
+
+
+@torch.no_grad()
+def reference_point(policy, batches, n):
+    """KTO's z0: the mean log-ratio of n mismatched question/path pairs, an estimate of KL(pi || pi_ref), at
+    least 0 (arXiv 2402.01306, Sec. 4.1)."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for weight, batch in batches:
+        for e, logprobs in zip(batch, policy(packs=[e.foreign for e in batch])):
+            total += weight * (logprobs[1].item() - e.foreign_reference)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return max(0.0, total.item() / n)
 
 
 def learning_rate(step, total, peak, warmup):
@@ -300,14 +463,21 @@ def learning_rate(step, total, peak, warmup):
 
 
 def train(policy, examples, loss_fn, *, lr, epochs, questions_per_step, micro_tokens, beta=0.1, warmup=0.1,
-          seed=0, description="train", log=lambda **fields: None, state=None, save_every=100):
-    """Minimise the mean of loss_fn(example, step log-probs) -> (P,) over all paths of an optimiser step.
+          seed=0, description="train", log=lambda **fields: None, state=None, save_every=100, value_lr=None):
+    """Minimise the mean of loss_fn(example, policy's output) -> (units,) over all units (paths or pairs) of an
+    optimiser step.
 
-    A fresh AdamW, gradient norm clipped at 1. state: a folder that keeps weights and optimiser every
-    `save_every` steps and at the end, and from which training goes on if it exists. A step whose gradient is
-    not finite is skipped; the fifth in a row raises InputError.
+    A fresh AdamW, gradient norm clipped at 1. value_lr: ask the policy for values too, and train its value head
+    at this rate. state: a folder that keeps weights and optimiser every `save_every` steps and at the end, and
+    from which training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row
+    raises InputError.
     """
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0)
+    values = value_lr is not None
+    groups = [{"params": list(policy.lm.parameters()), "peak": lr}]
+    if values:
+        groups.append({"params": list(policy.value_head.parameters()), "peak": value_lr})
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
     per_epoch, bad = math.ceil(len(examples) / questions_per_step), 0
     total = per_epoch * epochs
     first = load_state(state, policy, optimizer) if state and state.exists() else 0
@@ -316,31 +486,33 @@ def train(policy, examples, loss_fn, *, lr, epochs, questions_per_step, micro_to
         epoch, at = divmod(step, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(examples))
         chosen = [examples[i] for i in order[at * questions_per_step:(at + 1) * questions_per_step]]
-        paths, start = sum(len(e.path) for e in chosen), time.time()
+        units, start = sum(e.units for e in chosen), time.time()
         sums = torch.zeros(6, dtype=torch.float64)                  # of `metrics`
-        for weight, batch in my_micro_batches(chosen, micro_tokens):
+        batches = my_micro_batches(chosen, micro_tokens)
+        z0 = reference_point(policy, batches, len(chosen)) if chosen[0].foreign else 0.0
+        for weight, batch in batches:
             loss = 0
-            for example, logprobs in zip(batch, policy(packs=[e.pack for e in batch])):
-                example = example.like(logprobs)
-                losses = loss_fn(example, logprobs)
-                loss = loss + weight * losses.sum() / paths
-                sums += weight * torch.tensor(metrics(example, logprobs, losses, beta))
+            for example, out in zip(batch, policy(packs=[e.pack for e in batch], values=values)):
+                example = replace(example.like(out), z0=z0)
+                losses = loss_fn(example, out)
+                loss = loss + weight * losses.sum() / units
+                sums += weight * torch.tensor(metrics(example, out[0] if values else out, losses, beta))
             (loss * world()).backward()                             # FSDP averages over ranks: undo that
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # the same on every rank
         bad = 0 if math.isfinite(norm) else bad + 1
         if bad == 5:
             raise InputError("the gradient was not finite for 5 steps in a row; lower --lr, or look for NaN "
                              "in the model")
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, lr, warmup)
+            group["lr"] = learning_rate(step, total, group["peak"], warmup)
         if not bad:
             optimizer.step()
         optimizer.zero_grad()
         if dist.is_initialized():
             dist.all_reduce(sums)
         loss, tokens, reward_chosen, reward_rejected, n_chosen, n_rejected = sums.tolist()
-        log(step=step + 1, loss=loss / paths, lr=group["lr"], grad_norm=norm, skipped=bool(bad),
+        log(step=step + 1, loss=loss / units, lr=optimizer.param_groups[0]["lr"], grad_norm=norm, skipped=bool(bad),
             tokens_per_second=round(tokens / (time.time() - start)),
             **{"rewards/chosen": reward_chosen / n_chosen if n_chosen else None,
                "rewards/rejected": reward_rejected / n_rejected if n_rejected else None})
@@ -358,9 +530,17 @@ def metrics(example, logprobs, losses, beta):
             reward[~right].sum().item(), right.sum().item(), (~right).sum().item()]
 
 
-OBJECTIVES = {
-    "dvo": lambda e, logprobs, args: dvo_loss(logprobs, e.reference, e.credit, e.path, args.beta, args.level),
-    "rft": lambda e, logprobs, args: rft_loss(logprobs, e.path),
+OBJECTIVES = {      # what each trains on, and its loss: (example, policy's output, beta, level) -> (units,)
+    "dvo": (draw_paths, lambda e, policy, beta, level: dvo_loss(
+        policy, e.reference, e.credit, e.path, beta, level)),
+    "rft": (correct_paths, lambda e, policy, beta, level: rft_loss(policy, e.path)),
+    "dpo": (path_pairs, lambda e, policy, beta, level: dpo_loss(policy, e.reference, *e.path.chunk(2), beta)),
+    "step-dpo": (sibling_pairs, lambda e, policy, beta, level: step_dpo_loss(
+        policy, e.reference, *e.path.chunk(2), beta)),
+    "kto": (draw_paths, lambda e, policy, beta, level: kto_loss(
+        policy, e.reference, e.path, e.correct, e.z0, beta)),
+    "oreo": (draw_paths, lambda e, policy, beta, level: oreo_loss(
+        policy[0], e.reference, policy[1], e.path, e.parent, e.outcome, beta)),
 }
 
 
@@ -422,7 +602,7 @@ def start_ranks(device):
     return device
 
 
-def load_policy(name, device, dtype, offload=False, activation_checkpointing=False):
+def load_policy(name, device, dtype, offload=False, activation_checkpointing=False, value_head=False):
     """The Policy and its tokenizer on every rank. In a process group the weights are in float32 (float64 if
     dtype says so) and sharded, and compute in dtype; rank 0 alone reads them and hands out the shards, so no
     other rank need hold a full copy. Without a group all is in dtype, by default float32.
@@ -435,11 +615,11 @@ def load_policy(name, device, dtype, offload=False, activation_checkpointing=Fal
         lm, tokenizer = mcts.load_model(name, device, dtype or master)
         if activation_checkpointing:
             lm.gradient_checkpointing_enable()
-        return Policy(lm), tokenizer
+        return Policy(lm, value_head=value_head), tokenizer
     lm, tokenizer = mcts.load_model(name, "meta", master)
     full = mcts.load_model(name, "cpu", master)[0] if rank() == 0 else None
     compute = getattr(torch, dtype) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    policy = Policy(lm, compute)
+    policy = Policy(lm, compute, value_head)
     how = dict(mp_policy=MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=lm.dtype))
     if offload:
         how["offload_policy"] = CPUOffloadPolicy()
@@ -449,7 +629,7 @@ def load_policy(name, device, dtype, offload=False, activation_checkpointing=Fal
         fully_shard(block, **how)
     fully_shard(policy, **how)
     policy.to_empty(device="cpu" if offload else device)
-    weights = {f"lm.{name}": weight for name, weight in full.state_dict().items()} if full else {}
+    weights = Policy(full, value_head=value_head).state_dict() if full else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(policy, weights, options=options)
     for name, buffer in lm.named_buffers():                         # rotary frequencies are in no state dict
@@ -582,7 +762,7 @@ def stop(number, frame):
     raise Stopped
 
 
-def replace(path, write):
+def put(path, write):
     """Let write(new) make a file or folder under a temporary name; it gets its own name when complete. All
     ranks call this; they meet before and after the renaming."""
     new = path.with_name(path.name + ".new")
@@ -611,7 +791,7 @@ def save_state(folder, policy, optimizer, step):
     """Master weights, optimiser and step, each rank its shards: what training goes on from."""
     model, moments = get_state_dict(policy, optimizer)
     state = {"model": model, "optimizer": moments, "step": step}
-    replace(folder, lambda new: dcp.save(state, checkpoint_id=new))
+    put(folder, lambda new: dcp.save(state, checkpoint_id=new))
 
 
 def load_state(folder, policy, optimizer=None):
@@ -638,13 +818,15 @@ def save_model(policy, tokenizer, folder):
     def write(new):
         if rank() == 0:
             for name in list(weights):
-                weights[name.removeprefix("lm.")] = weights.pop(name).to(policy.compute)
+                weight = weights.pop(name)
+                if name.startswith("lm."):                          # not the value head
+                    weights[name.removeprefix("lm.")] = weight.to(policy.compute)
             policy.lm.save_pretrained(new, state_dict=weights)
             tokenizer.save_pretrained(new)
             own, policy.config.dtype = policy.config.dtype, policy.compute
             policy.config.save_pretrained(new)              # again: it had named the master weights' type
             policy.config.dtype = own
-    replace(folder, write)
+    put(folder, write)
 
 
 class Run:
@@ -818,32 +1000,63 @@ def search_round(run, policy, tokenizer, problems, args):
 
 def train_round(run, policy, tokenizer, args):
     """Train on the round's trees by the objective of the run and save the model."""
-    start, seed = time.time(), args.seed + run.round
-    made = [(tree.question, make_example(tree, args.paths, seed, args.keep_unsolved, args.objective == "rft"))
-            for tree in run.trees()]
-    examples = [e for _, e in sorted(made, key=lambda pair: pair[0]) if e]      # not in order of completion
+    start, seed, (choose, loss) = time.time(), args.seed + run.round, OBJECTIVES[args.objective]
+    examples = round_examples(run, args, choose, args.keep_unsolved)
     if not examples:
         raise InputError(f"no question of round {run.round} has a correct solution to train on; search more "
                          "questions or more iterations, or start from a stronger model")
-    references = run.file("reference.pt")
-    if references.exists():                                         # the run was stopped in training
-        for example, reference in zip(examples, torch.load(references)):
-            example.reference = reference
+    if args.objective == "kto":
+        add_foreign(examples, seed)
+    fixed, names = run.file("reference.pt"), ("reference", "foreign_reference", "value")
+    if fixed.exists():                                              # the run was stopped in training
+        for example, numbers in zip(examples, torch.load(fixed)):
+            vars(example).update(numbers)
     else:
         add_reference(policy, examples, args.micro_tokens, args.shard_search)
-        replace(references, lambda new: rank() == 0 and torch.save([e.reference for e in examples], new))
+        if args.targets == "value-model":
+            add_values(run, policy, examples, args)
+        numbers = [{name: getattr(e, name) for name in names} for e in examples]
+        put(fixed, lambda new: rank() == 0 and torch.save(numbers, new))
 
-    def log(step, **fields):
-        run.step = step
-        run.log("train", **fields)
-    train(policy, examples, lambda e, logprobs: OBJECTIVES[args.objective](e, logprobs, args), lr=args.lr,
-          epochs=args.epochs, questions_per_step=args.questions_per_step, micro_tokens=args.micro_tokens,
-          beta=args.beta, seed=seed, log=log, state=run.file("state"),
-          description=f"round {run.round}: train")
+    train(policy, examples, lambda e, out: loss(e, out, args.beta, args.level), lr=args.lr, epochs=args.epochs,
+          questions_per_step=args.questions_per_step, micro_tokens=args.micro_tokens, beta=args.beta, seed=seed,
+          log=partial(log_step, run, "train"), state=run.file("state"), description=f"round {run.round}: train",
+          value_lr=args.value_lr if args.objective == "oreo" else None)
     run.log("trained", start, questions=len(examples), paths=sum(len(e.path) for e in examples))
     save_model(policy, tokenizer, run.file("model"))
     if rank() == 0:                                                 # the next round starts from this one
         shutil.rmtree(run.file("state", run.round - 1), ignore_errors=True)
+
+
+def round_examples(run, args, choose, keep_unsolved):
+    """The examples of the round's trees, by question: not in the order in which the searches ended."""
+    made = [(tree.question, make_example(tree, args.paths, args.seed + run.round, keep_unsolved, choose))
+            for tree in run.trees()]
+    return [e for _, e in sorted(made, key=lambda pair: pair[0]) if e]
+
+
+def log_step(run, event, step, **fields):
+    run.step = step
+    run.log(event, **fields)
+
+
+def add_values(run, policy, examples, args):
+    """Replace the values of the search by those of an outcome value model (Sec. 4.4.2): the policy itself with a
+    scalar head, trained to predict how paths drawn evenly from the trees end, asked, and set back."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # this rank's shards
+    before = [p.detach().to("cpu", copy=True) for p in own]
+    train(policy, round_examples(run, args, any_paths, True),
+          lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=args.value_lr, value_lr=args.value_lr,
+          epochs=args.epochs, questions_per_step=args.questions_per_step, micro_tokens=args.micro_tokens,
+          seed=args.seed + run.round, log=partial(log_step, run, "value"),
+          description=f"round {run.round}: value model")
+    packs = [e.pack for e in examples]
+    for e, out in zip(examples, evaluate_packs(policy, packs, "values", args.micro_tokens, args.shard_search,
+                                               values=True)):
+        e.value = out[1]
+    with torch.no_grad():
+        for p, old in zip(own, before):
+            p.copy_(old)
 
 
 def evaluate_round(run, policy, tokenizer, eval_sets, args):
@@ -945,7 +1158,7 @@ def make_base(folder, seed, skip=0.25):
 
 DEMO = dict(bootstrap=False, data="arithmetic", eval_data=["arithmetic"], eval_limit=300, iterations=40,
             questions_per_round=200, questions_per_step=4, max_step_tokens=32, max_new_tokens=96, lr=1e-4,
-            slots=64)
+            value_lr=1e-3, slots=64)
 
 
 def show_tree(trees):
@@ -994,9 +1207,14 @@ def parse_arguments():
     add("--bootstrap-lr", type=float, default=2e-5, metavar="RATE", help="paper: 2e-5, one epoch")
     mcts.add_search_flags(parser)
     add = parser.add_argument_group("training (Sec. 4.3)").add_argument
-    add("--objective", choices=OBJECTIVES, default="dvo")
+    add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",
         help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
+    add("--targets", choices=("search", "value-model"), default="search",
+        help="of the dvo objective: V of the search, or of a value model trained on its trees, as in Sec. 4.4.2 "
+             "(default: search)")
+    add("--value-lr", type=float, default=1e-5, metavar="RATE",
+        help="of the value model, and of OREO's value head (default: 1e-5)")
     add("--beta", type=float, default=0.1, help="paper: 0.1")
     add("--rounds", type=int, default=3, help="paper: 3")
     add("--questions-per-round", type=int, default=10000, help="paper: 10000")
@@ -1027,9 +1245,12 @@ def parse_arguments():
     args = parser.parse_args()
     if args.trees and (args.rounds > 1 or args.bootstrap or not args.model):
         raise InputError("--trees needs --model, and goes with one round and without --bootstrap")
+    for name, usual in ("level", "step"), ("targets", "search"):
+        if args.objective != "dvo" and getattr(args, name) != usual:
+            raise InputError(f"--{name} {getattr(args, name)} goes with --objective dvo only")
     counts = ("rounds", "questions_per_round", "bootstrap_questions", "bootstrap_samples", "paths", "epochs",
               "questions_per_step", "micro_tokens", "trials", "max_new_tokens")
-    least = dict.fromkeys(counts, 1) | dict(temperature=0, beta=1e-9, lr=0)
+    least = dict.fromkeys(counts, 1) | dict(temperature=0, beta=1e-9, lr=0, value_lr=0)
     mcts.check_range(**{name: (getattr(args, name), value) for name, value in least.items()})
     return args
 
@@ -1066,8 +1287,9 @@ def run_command_line(args, start):
         if not args.model.exists():
             make_base(args.model, args.seed)
             run.log("trained", start)
-    policy, tokenizer = load_policy(args.model, device, args.dtype, args.offload,
-                                    args.activation_checkpointing)
+    policy, tokenizer = load_policy(
+        args.model, device, args.dtype, args.offload, args.activation_checkpointing,
+        value_head=args.objective == "oreo" or args.targets == "value-model")
     run_rounds(run, policy, tokenizer, problems, eval_sets, args)
     if rank() == 0:
         if demo:

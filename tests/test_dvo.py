@@ -194,10 +194,11 @@ def hand_tree():
 
 def test_paths_end_in_valid_terminals_and_keep_the_count():
     tree = hand_tree()
-    assert sorted(dvo.draw_paths(tree, 4, seed=0)) == [2, 3, 4]                 # 5 is not valid
-    assert {tuple(dvo.draw_paths(tree, 1, seed=s)) for s in range(30)} == {(2, 3), (4, 3)}
+    drawn = lambda n, seed: [[path[-1] for path in paths] for paths in dvo.draw_paths(tree, n, seed)]
+    assert [sorted(ends) for ends in drawn(4, 0)] == [[2, 4], [3]]              # 5 is not valid
+    assert {str(drawn(1, seed)) for seed in range(30)} == {"[[2], [3]]", "[[4], [3]]"}
     # weights: the path of 2 has N = 2 + 1, that of 4 has N = 1; so 2 is drawn in 3/4 of all seeds
-    share = np.mean([dvo.draw_paths(tree, 1, seed=s)[0] == 2 for s in range(2000)])
+    share = np.mean([drawn(1, seed)[0] == [2] for seed in range(2000)])
     assert abs(share - 0.75) < 5 * (0.75 * 0.25 / 2000) ** 0.5
 
 
@@ -213,7 +214,7 @@ def test_unsolved_questions_are_dropped_unless_kept():
     mcts.backup(tree, tree.add(mcts.Node(0, [2], reward=-1, terminal=True)))
     assert dvo.make_example(tree) is None
     assert dvo.make_example(tree, keep_unsolved=True).path.tolist() == [[0, 1]]
-    assert dvo.make_example(hand_tree(), correct_only=True).correct.all()
+    assert dvo.make_example(tree, keep_unsolved=True, choose=dvo.correct_paths) is None
 
 
 # ---------------------------------------------------------------- training
@@ -231,9 +232,9 @@ def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
     """Else the first gradient would already be wrong."""
     policy = dvo.Policy(tiny.model())
     dvo.add_reference(policy, examples, tokens=10**6)
-    for batch in dvo.micro_batches(examples, 10**6):
-        for example, logprobs in zip(batch, policy(packs=[e.pack for e in batch])):
-            assert torch.equal(logprobs, example.reference)
+    [batch] = dvo.micro_batches([e.pack for e in examples], 10**6)
+    for i, logprobs in zip(batch, policy(packs=[examples[i].pack for i in batch])):
+        assert torch.equal(logprobs, examples[i].reference)
 
 
 def dvo_step(example, logprobs):
@@ -263,9 +264,10 @@ def test_micro_batches_do_not_change_the_update(examples):
 
 
 def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
-    batches = dvo.micro_batches(examples, 200)
-    assert sorted(id(e) for b in batches for e in b) == sorted(map(id, examples))
-    assert all(len(b) == 1 or len(b) * max(len(e.pack.tokens) for e in b) <= 200 for b in batches)
+    packs = [e.pack for e in examples]
+    batches = dvo.micro_batches(packs, 200)
+    assert sorted(i for b in batches for i in b) == list(range(len(packs)))
+    assert all(len(b) == 1 or len(b) * max(len(packs[i].tokens) for i in b) <= 200 for b in batches)
 
 
 # ---------------------------------------------------------------- the command line
