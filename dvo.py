@@ -530,6 +530,21 @@ def metrics(example, logprobs, losses, beta):
             reward[~right].sum().item(), right.sum().item(), (~right).sum().item()]
 
 
+def value_targets(policy, examples, valued, lr, *, micro_tokens, shard_search=False, **settings):
+    """Replace the values of the search in `examples` by those of an outcome value model (Sec. 4.4.2): the policy
+    itself and its scalar head, trained on `valued` to predict how their paths end, asked, and set back."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # this rank's shards
+    before = [p.detach().to("cpu", copy=True) for p in own]
+    train(policy, valued, lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=lr, value_lr=lr,
+          micro_tokens=micro_tokens, **settings)
+    packs = [e.pack for e in examples]
+    for e, out in zip(examples, evaluate_packs(policy, packs, "values", micro_tokens, shard_search, values=True)):
+        e.value = out[1]
+    with torch.no_grad():
+        for p, old in zip(own, before):
+            p.copy_(old)
+
+
 OBJECTIVES = {      # what each trains on, and its loss: (example, policy's output, beta, level) -> (units,)
     "dvo": (draw_paths, lambda e, policy, beta, level: dvo_loss(
         policy, e.reference, e.credit, e.path, beta, level)),
@@ -1007,6 +1022,8 @@ def train_round(run, policy, tokenizer, args):
                          "questions or more iterations, or start from a stronger model")
     if args.objective == "kto":
         add_foreign(examples, seed)
+    settings = dict(epochs=args.epochs, questions_per_step=args.questions_per_step,
+                    micro_tokens=args.micro_tokens, seed=seed)
     fixed, names = run.file("reference.pt"), ("reference", "foreign_reference", "value")
     if fixed.exists():                                              # the run was stopped in training
         for example, numbers in zip(examples, torch.load(fixed)):
@@ -1014,14 +1031,15 @@ def train_round(run, policy, tokenizer, args):
     else:
         add_reference(policy, examples, args.micro_tokens, args.shard_search)
         if args.targets == "value-model":
-            add_values(run, policy, examples, args)
+            value_targets(policy, examples, round_examples(run, args, any_paths, keep_unsolved=True),
+                          args.value_lr, shard_search=args.shard_search, log=partial(log_step, run, "value"),
+                          description=f"round {run.round}: value model", **settings)
         numbers = [{name: getattr(e, name) for name in names} for e in examples]
         put(fixed, lambda new: rank() == 0 and torch.save(numbers, new))
 
-    train(policy, examples, lambda e, out: loss(e, out, args.beta, args.level), lr=args.lr, epochs=args.epochs,
-          questions_per_step=args.questions_per_step, micro_tokens=args.micro_tokens, beta=args.beta, seed=seed,
-          log=partial(log_step, run, "train"), state=run.file("state"), description=f"round {run.round}: train",
-          value_lr=args.value_lr if args.objective == "oreo" else None)
+    train(policy, examples, lambda e, out: loss(e, out, args.beta, args.level), lr=args.lr, beta=args.beta,
+          value_lr=args.value_lr if args.objective == "oreo" else None, state=run.file("state"),
+          log=partial(log_step, run, "train"), description=f"round {run.round}: train", **settings)
     run.log("trained", start, questions=len(examples), paths=sum(len(e.path) for e in examples))
     save_model(policy, tokenizer, run.file("model"))
     if rank() == 0:                                                 # the next round starts from this one
@@ -1038,25 +1056,6 @@ def round_examples(run, args, choose, keep_unsolved):
 def log_step(run, event, step, **fields):
     run.step = step
     run.log(event, **fields)
-
-
-def add_values(run, policy, examples, args):
-    """Replace the values of the search by those of an outcome value model (Sec. 4.4.2): the policy itself with a
-    scalar head, trained to predict how paths drawn evenly from the trees end, asked, and set back."""
-    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # this rank's shards
-    before = [p.detach().to("cpu", copy=True) for p in own]
-    train(policy, round_examples(run, args, any_paths, True),
-          lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=args.value_lr, value_lr=args.value_lr,
-          epochs=args.epochs, questions_per_step=args.questions_per_step, micro_tokens=args.micro_tokens,
-          seed=args.seed + run.round, log=partial(log_step, run, "value"),
-          description=f"round {run.round}: value model")
-    packs = [e.pack for e in examples]
-    for e, out in zip(examples, evaluate_packs(policy, packs, "values", args.micro_tokens, args.shard_search,
-                                               values=True)):
-        e.value = out[1]
-    with torch.no_grad():
-        for p, old in zip(own, before):
-            p.copy_(old)
 
 
 def evaluate_round(run, policy, tokenizer, eval_sets, args):
@@ -1125,8 +1124,9 @@ def arithmetic_tokenizer():
                                    chat_template="{{ messages[-1]['content'] }}\n\n")   # needs no instruction
 
 
-def make_base(folder, seed, skip=0.25):
-    """Train the demo's base model from random weights on worked solutions and save it in `folder`.
+def make_base(folder, seed, skip=0.25, low=3, high=6):
+    """Train the demo's base model from random weights on worked solutions of chains of `low` to `high` operations
+    and save it in `folder`.
 
     A 0.2M-parameter Llama that first sees solutions that write out every operation and then such as skip
     some, until 99 % of its single operations are right: then what is left to learn is not arithmetic but
@@ -1139,11 +1139,11 @@ def make_base(folder, seed, skip=0.25):
         num_attention_heads=4, max_position_embeddings=256, initializer_range=0.08, bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)))
     probes = [mcts.build_prompt(tokenizer, p["question"])
-              for p in tasks.arithmetic(300, seed=f"probe {seed}")]
+              for p in tasks.arithmetic(300, f"probe {seed}", low, high)]
     parts = [(10000, 0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
     for part, (n, often, lr) in enumerate(parts):                   # demonstrations, skipping, rate
         draw, examples = tasks.random.Random(seed), []
-        for p in tasks.arithmetic(n, seed=f"base {seed} {part}"):
+        for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
             solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
             examples.append(demonstration(tokenizer, p, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr=lr, questions_per_step=16, micro_tokens=2**14, seed=seed,
