@@ -76,7 +76,7 @@ class Pack:
         return mask
 
     def states(self):
-        """(num_nodes,) where the last token of each node is, the prompt's for the root; -1 outside the pack."""
+        """(num_nodes,) where the last token of each node is, for the root of the prompt; -1 outside."""
         last = np.full(self.num_nodes, -1)
         last[self.node] = np.arange(len(self.node))                 # the last of a node's tokens wins
         return last
@@ -107,9 +107,9 @@ def pack(tree, paths):
 
 
 def collate(packs, device):
-    """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); for each of the R tokens
-    of steps, (R,) each: where in the flattened batch the hidden state that predicts it is, the token, and its
-    slot in the packs' concatenated node vectors; and (M,) each, where the state of a node is, and its slot."""
+    """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); (R,) for each of the R
+    tokens of steps, where in the flattened batch the hidden state that predicts it is, the token, and its slot
+    in the packs' concatenated node vectors; and (M,) where the state of each packed node is, and its slot."""
     B, T = len(packs), max(len(p.tokens) for p in packs)
     tokens, position = np.zeros((2, B, T), dtype=np.int64)
     mask = np.zeros((B, 1, T, T), dtype=bool)
@@ -231,8 +231,8 @@ def dpo_loss(policy, reference, chosen, rejected, beta=0.1):
 
 
 def step_dpo_loss(policy, reference, chosen, rejected, beta=0.1):
-    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): dpo_loss on two steps taken in the same state, so each row of
-    chosen and of rejected, (P, num_nodes), holds a single 1."""
+    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): dpo_loss on two steps taken in the same state, so each row
+    of chosen and of rejected, (P, num_nodes), holds a single 1."""
     return dpo_loss(policy, reference, chosen, rejected, beta)
 
 
@@ -244,17 +244,17 @@ def kto_loss(policy, reference, path, correct, z0, beta=0.1, lambda_correct=1.33
     """
     gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
     weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
-    return weight * torch.sigmoid(torch.where(correct, -gain, gain))        # lambda - lambda * sigmoid(+-gain)
+    return weight * torch.sigmoid(torch.where(correct, -gain, gain))    # lambda - lambda * sigmoid(+-gain)
 
 
 def oreo_loss(policy, reference, value, path, parent, outcome, beta=0.1, alpha=0.01):
     """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
     value and policy part together.
 
-    value: (num_nodes,) V of the state each step leads to, by the value head; parent: (num_nodes,) index of the
-    node whose state a step is taken in; outcome: (P,) R, +1 or -1. Both parts ask for the soft Bellman equation
-    V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t), the other by the log-ratio of step t alone.
-    The KL of the regulariser is estimated by half the squared log-ratio of the sampled steps.
+    value: (num_nodes,) V of the state each step leads to, by the value head; parent: (num_nodes,) index of
+    the node in whose state a step is taken; outcome: (P,) R, +1 or -1. Both parts ask for the soft Bellman
+    equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t), the other by the log-ratio of step t
+    alone. The KL of the regulariser is estimated by half the squared log-ratio of the sampled steps.
     """
     log_ratio = path * (policy - reference)                         # (P, num_nodes), 0 off the path
     ahead = log_ratio.detach().flip(1).cumsum(1).flip(1)            # sum_{i >= t}: parents have lower indices
@@ -276,7 +276,7 @@ def value_loss(value, path, parent, outcome):
 
 @dataclass
 class Example:
-    """What one question contributes: packed paths or steps and, per node of its tree, what the losses ask for."""
+    """What one question contributes: packed paths or steps and, per node of its tree, what losses ask for."""
     pack: Pack
     path: torch.Tensor        # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
     correct: torch.Tensor     # (P,) bool; of pairs, first all chosen ones, then their rejected ones
@@ -337,8 +337,8 @@ def path_pairs(tree, n, seed):
 
 
 def sibling_pairs(tree, n, seed):
-    """Step-DPO: in each state the visited, not invalid steps of the largest and of the smallest value; of those
-    pairs the n with the largest gap."""
+    """Step-DPO: in each state the visited, not invalid steps of the largest and of the smallest value; of
+    those pairs the n with the largest gap."""
     pairs = []
     for node in tree.nodes:
         steps = [i for i in node.children if tree.nodes[i].visits and tree.nodes[i].valid]
@@ -392,7 +392,7 @@ def add_foreign(examples, seed):
 
 
 def micro_batches(packs, tokens):
-    """Split the indices of packs, by length, into batches of at most `tokens` padded tokens or of one pack."""
+    """Split the indices of packs, by length, into batches of at most `tokens` padded tokens, or of one."""
     batches = []
     for i in sorted(range(len(packs)), key=lambda i: len(packs[i].tokens)):
         length = len(packs[i].tokens)                               # the longest so far
@@ -428,8 +428,8 @@ def add_reference(policy, examples, tokens, shard_search=False):
     sampled = sum((e.pack.node > 0).sum() for e in examples)
     distance = sum((e.reference - e.sampled)[np.unique(e.pack.node)].abs().sum().item() for e in examples)
     if not distance < 0.1 * sampled:
-        raise InputError(f"these trees were not sampled from this model: its log-probs differ by "
-                         f"{distance / sampled:.2f} nats a token; give the model and tokenizer that searched them")
+        raise InputError("these trees were not sampled from this model: its log-probs differ by "
+                         f"{distance / sampled:.2f} nats a token; give the model that searched them")
 
 
 def my_micro_batches(examples, tokens):
@@ -464,13 +464,13 @@ def learning_rate(step, total, peak, warmup):
 
 def train(policy, examples, loss_fn, *, lr, epochs, questions_per_step, micro_tokens, beta=0.1, warmup=0.1,
           seed=0, description="train", log=lambda **fields: None, state=None, save_every=100, value_lr=None):
-    """Minimise the mean of loss_fn(example, policy's output) -> (units,) over all units (paths or pairs) of an
-    optimiser step.
+    """Minimise the mean of loss_fn(example, policy's output) -> (units,) over all units (paths or pairs) of
+    an optimiser step.
 
-    A fresh AdamW, gradient norm clipped at 1. value_lr: ask the policy for values too, and train its value head
-    at this rate. state: a folder that keeps weights and optimiser every `save_every` steps and at the end, and
-    from which training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row
-    raises InputError.
+    A fresh AdamW, gradient norm clipped at 1. value_lr: ask the policy for values too, and train its value
+    head at this rate. state: a folder that keeps weights and optimiser every `save_every` steps and at the
+    end, and from which training goes on if it exists. A step whose gradient is not finite is skipped; the
+    fifth in a row raises InputError.
     """
     values = value_lr is not None
     groups = [{"params": list(policy.lm.parameters()), "peak": lr}]
@@ -512,8 +512,8 @@ def train(policy, examples, loss_fn, *, lr, epochs, questions_per_step, micro_to
         if dist.is_initialized():
             dist.all_reduce(sums)
         loss, tokens, reward_chosen, reward_rejected, n_chosen, n_rejected = sums.tolist()
-        log(step=step + 1, loss=loss / units, lr=optimizer.param_groups[0]["lr"], grad_norm=norm, skipped=bool(bad),
-            tokens_per_second=round(tokens / (time.time() - start)),
+        log(step=step + 1, loss=loss / units, lr=optimizer.param_groups[0]["lr"], grad_norm=norm,
+            skipped=bool(bad), tokens_per_second=round(tokens / (time.time() - start)),
             **{"rewards/chosen": reward_chosen / n_chosen if n_chosen else None,
                "rewards/rejected": reward_rejected / n_rejected if n_rejected else None})
         if state and ((step + 1) % save_every == 0 or step + 1 == total):
@@ -531,14 +531,15 @@ def metrics(example, logprobs, losses, beta):
 
 
 def value_targets(policy, examples, valued, lr, *, micro_tokens, shard_search=False, **settings):
-    """Replace the values of the search in `examples` by those of an outcome value model (Sec. 4.4.2): the policy
-    itself and its scalar head, trained on `valued` to predict how their paths end, asked, and set back."""
-    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # this rank's shards
+    """Replace the values of the search in `examples` by those of an outcome value model (Sec. 4.4.2): the
+    policy itself and its scalar head, trained on `valued` to predict how their paths end, asked for V, and
+    set back."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # a rank's shards
     before = [p.detach().to("cpu", copy=True) for p in own]
     train(policy, valued, lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=lr, value_lr=lr,
           micro_tokens=micro_tokens, **settings)
-    packs = [e.pack for e in examples]
-    for e, out in zip(examples, evaluate_packs(policy, packs, "values", micro_tokens, shard_search, values=True)):
+    outs = evaluate_packs(policy, [e.pack for e in examples], "values", micro_tokens, shard_search, values=True)
+    for e, out in zip(examples, outs):
         e.value = out[1]
     with torch.no_grad():
         for p, old in zip(own, before):
@@ -1125,8 +1126,8 @@ def arithmetic_tokenizer():
 
 
 def make_base(folder, seed, skip=0.25, low=3, high=6):
-    """Train the demo's base model from random weights on worked solutions of chains of `low` to `high` operations
-    and save it in `folder`.
+    """Train the demo's base model from random weights on worked solutions of chains of `low` to `high`
+    operations and save it in `folder`.
 
     A 0.2M-parameter Llama that first sees solutions that write out every operation and then such as skip
     some, until 99 % of its single operations are right: then what is left to learn is not arithmetic but
@@ -1211,8 +1212,8 @@ def parse_arguments():
     add("--level", choices=("step", "response"), default="step",
         help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
     add("--targets", choices=("search", "value-model"), default="search",
-        help="of the dvo objective: V of the search, or of a value model trained on its trees, as in Sec. 4.4.2 "
-             "(default: search)")
+        help="of the dvo objective: V of the search, or of a value model trained on its trees, as in "
+             "Sec. 4.4.2 (default: search)")
     add("--value-lr", type=float, default=1e-5, metavar="RATE",
         help="of the value model, and of OREO's value head (default: 1e-5)")
     add("--beta", type=float, default=0.1, help="paper: 0.1")

@@ -15,7 +15,8 @@ import mcts
 sigmoid = lambda x: 1 / (1 + math.exp(-x))
 
 # Nodes 0 (root) ... 4; two paths, a = (1, 2) and b = (1, 3), that share their first step, and c = (4).
-POLICY, REFERENCE = [0.0, -1.0, -2.5, -0.5, -3.0], [0.0, -1.5, -2.0, -2.0, -2.0]      # log-ratios 0.5 -0.5 1.5 -1
+POLICY = [0.0, -1.0, -2.5, -0.5, -3.0]
+REFERENCE = [0.0, -1.5, -2.0, -2.0, -2.0]                           # log-ratios 0.5, -0.5, 1.5, -1
 PATHS = {"a": [1, 2], "b": [1, 3], "c": [4]}
 LOG_RATIO = {"a": 0.0, "b": 2.0, "c": -1.0}                         # of whole paths
 PARENT = torch.tensor([0, 0, 1, 1, 0])
@@ -70,7 +71,8 @@ def test_kto(policy):
 def test_oreo(policy):
     """Each part by its own sum, term by term, with the gradient of exactly those terms that carry one."""
     value, beta, alpha = torch.tensor([0.2, -0.3, 9.0, 9.0, 9.0], requires_grad=True), 0.5, 0.1
-    losses = dvo.oreo_loss(policy, reference, value, rows("a", "c"), PARENT, torch.tensor([1.0, -1.0]), beta, alpha)
+    outcome = torch.tensor([1.0, -1.0])
+    losses = dvo.oreo_loss(policy, reference, value, rows("a", "c"), PARENT, outcome, beta, alpha)
     V, ratio, expected = {1: 0.2, 2: -0.3, 4: 0.2}, {1: 0.5, 2: -0.5, 4: -1.0}, []      # V(s_t) before step i
     by_value, by_policy = np.zeros(5), np.zeros(5)
     for path, R in ([1, 2], 1.0), ([4], -1.0):
@@ -106,11 +108,12 @@ def test_where_policy_and_reference_agree():
     """log 2 for DPO, half their weights for KTO, squared credits for DVO, twice R^2 for OREO with V = 0."""
     same, correct = torch.tensor(REFERENCE), torch.tensor([True, False])
     assert dvo.dpo_loss(same, reference, rows("a"), rows("b")).item() == pytest.approx(math.log(2))
-    assert dvo.kto_loss(same, reference, rows("a", "b"), correct, z0=0.0).tolist() == pytest.approx([0.665, 0.5])
+    losses = dvo.kto_loss(same, reference, rows("a", "b"), correct, z0=0.0)
+    assert losses.tolist() == pytest.approx([0.665, 0.5])
     credit = torch.tensor([0, 0.5, -1, 0.25, 2])
     assert dvo.dvo_loss(same, reference, credit, rows("a", "c")).tolist() == [0.625, 4]
-    zero = torch.zeros(5)
-    assert dvo.oreo_loss(same, reference, zero, rows("a", "c"), PARENT, torch.tensor([1.0, -1.0])).tolist() == [2, 2]
+    losses = dvo.oreo_loss(same, reference, torch.zeros(5), rows("a", "c"), PARENT, torch.tensor([1.0, -1.0]))
+    assert losses.tolist() == [2, 2]
 
 
 # ---------------------------------------------------------------- what each objective draws from a tree
@@ -120,7 +123,8 @@ def tree_of(*steps, question="q"):
     """Steps (parent, reward, valid): a reward ends a step. Its token is 10 + its index."""
     tree = mcts.Tree(question, "a", prompt=[1, 2, 3])
     for parent, reward, valid in steps:
-        i = tree.add(mcts.Node(parent, [10 + len(tree.nodes)], reward=reward, terminal=reward != 0, valid=valid))
+        token, ended = 10 + len(tree.nodes), reward != 0
+        i = tree.add(mcts.Node(parent, [token], reward=reward, terminal=ended, valid=valid))
         if reward:
             mcts.backup(tree, i)
     return tree
