@@ -108,8 +108,8 @@ def pack(tree, paths):
 
 def collate(packs, device):
     """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); (R,) for each of the R
-    tokens of steps, where in the flattened batch the hidden state that predicts it is, the token, and its slot
-    in the packs' concatenated node vectors; and (M,) where the state of each packed node is, and its slot."""
+    tokens of steps, where in the flattened batch the hidden state that predicts it is, the token, its slot in
+    the packs' concatenated node vectors; and (M,) where the state of each packed node is, and its slot."""
     B, T = len(packs), max(len(p.tokens) for p in packs)
     tokens, position = np.zeros((2, B, T), dtype=np.int64)
     mask = np.zeros((B, 1, T, T), dtype=bool)
@@ -538,7 +538,8 @@ def value_targets(policy, examples, valued, lr, *, micro_tokens, shard_search=Fa
     before = [p.detach().to("cpu", copy=True) for p in own]
     train(policy, valued, lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=lr, value_lr=lr,
           micro_tokens=micro_tokens, **settings)
-    outs = evaluate_packs(policy, [e.pack for e in examples], "values", micro_tokens, shard_search, values=True)
+    packs = [e.pack for e in examples]
+    outs = evaluate_packs(policy, packs, "values", micro_tokens, shard_search, values=True)
     for e, out in zip(examples, outs):
         e.value = out[1]
     with torch.no_grad():

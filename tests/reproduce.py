@@ -1,16 +1,16 @@
-"""The paper's tables and figures in miniature: every objective on the same trees, over seeds, on arithmetic chains.
+"""The paper's tables and figures in miniature: every objective on the same trees, on chains of arithmetic.
 
-    python tests/reproduce.py --out CELLS                       # all, in parts that can be stopped and continued
+    python tests/reproduce.py --out CELLS                       # all; can be stopped and continued
     python tests/reproduce.py --out CELLS --only table1 fig7    # some
-    python tests/reproduce.py --out CELLS --quick               # 2 seeds and short chains: minutes
+    python tests/reproduce.py --out CELLS --quick               # 2 seeds, table 1 and fig. 6 only
     python tests/reproduce.py --out CELLS --report assets/results.json      # summarise what is done
 
 A *cell* is one training (or one measurement) with all its settings; it becomes a JSON file in CELLS when done
-and is skipped when present. For each seed there is one base model, trained like the demo's on chains of 3 to 9
-operations, whose demonstrations skip steps; and for each seed and chain length one set of trees, on which every
-objective trains. Learning rates come from one grid for all, chosen on long chains by the mean accuracy of two
-seeds on development questions, and kept for other chains and settings; what is reported is accuracy on other
-questions, which chose nothing.
+and is skipped when present. For each seed there is one base model, trained like the demo's on chains of 3 to
+9 operations, whose demonstrations skip steps; and for each seed and chain length one set of trees, on which
+every objective trains. Learning rates come from one grid for all, chosen on long chains by the mean accuracy of
+two seeds on development questions, and kept for other chains and settings; what is reported is accuracy on
+other questions, which chose nothing.
 """
 import argparse
 import concurrent.futures
@@ -33,9 +33,9 @@ import dvo                                                          # noqa: E402
 import eval as tasks                                                # noqa: E402
 import mcts                                                         # noqa: E402
 
-CHAINS = {"short": (3, 6, 8), "long": (5, 7, 8), "longest": (7, 9, 10)}     # operations from, to; depth of a tree
+CHAINS = {"short": (3, 6, 8), "long": (5, 7, 8), "longest": (7, 9, 10)}     # operations from, to; tree depth
 METHODS = ["dvo", "dvo-response", "rft", "dpo", "step-dpo", "kto", "oreo"]
-RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]                              # the common grid
+RATES = [3e-5, 1e-4, 3e-4, 1e-3]                # the common grid, widened where the best lies at its edge
 TUNING_SEEDS = 2
 DEFAULTS = dict(chain="long", method="dvo", lr=1e-4, beta=0.1, paths=4, iterations=40, breadth=5, rounds=1,
                 targets="search", value_lr=1e-3, questions=200, examples="own")
@@ -81,8 +81,8 @@ def trees(out, seed, chain, iterations, breadth, questions_=200):
     with only_one(path):
         if not path.exists():
             policy, tokenizer = load(base(out, seed))
-            found = search(policy, tokenizer, questions(chain, "train", questions_, seed), chain, seed, iterations,
-                           breadth)
+            problems = questions(chain, "train", questions_, seed)
+            found = search(policy, tokenizer, problems, chain, seed, iterations, breadth)
             new = path.with_suffix(".new")
             new.write_text("".join(tree.to_json() + "\n" for tree in found))
             new.rename(path)
@@ -96,8 +96,8 @@ def follow(question, texts):
     """For each step of a solution whether it is right, and how many operations it does: a step is right if it
     starts from the true value, does the next operations of the question and states their true result.
 
-    >>> follow("Start with 9. Add 2. Multiply by 1. Add 3.", ["9 + 2 = 11.", "11 * 1 + 3 = 15.", "Final Answer: 15"])
-    [(True, 1), (False, 2), (False, 0)]
+    >>> follow("Start with 9. Add 2. Multiply by 1. Add 3.", ["9 + 2 = 11.", "11 * 1 + 3 = 15."])
+    [(True, 1), (False, 2)]
     """
     start, *chain = question.removesuffix(".").split(". ")
     value, at, fine, judged = int(start.split()[-1]), 0, True, []
@@ -179,8 +179,8 @@ def train_cell(out, seed, **settings):
             valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
             dvo.value_targets(policy, examples, valued, s.value_lr, seed=seed, **how)
         entries = []
-        dvo.train(policy, examples, lambda e, out: loss(e, out, s.beta, level), lr=s.lr, seed=seed,
-                  value_lr=s.value_lr if objective == "oreo" else None, log=lambda **e: entries.append(e), **how)
+        dvo.train(policy, examples, lambda e, out: loss(e, out, s.beta, level), lr=s.lr, seed=seed, **how,
+                  value_lr=s.value_lr if objective == "oreo" else None, log=lambda **e: entries.append(e))
     result = evaluated(policy, tokenizer, s.chain) | {
         "questions": len(examples), "paths": sum(len(e.path) for e in examples),
         "curve": [[e["rewards/chosen"], e["rewards/rejected"]] for e in entries[::5] + entries[-1:]]}
@@ -190,8 +190,8 @@ def train_cell(out, seed, **settings):
 
 
 def rewards(policy, kept, examples, beta):
-    """Means over training paths: implicit reward at the end, target, and the most that is attainable, which is
-    -beta log pi_ref; of the correct ones also by kind."""
+    """Means over training paths: implicit reward at the end, target, and the most that is attainable, which
+    is -beta log pi_ref; of the correct ones also by kind."""
     outs, groups = dvo.evaluate_packs(policy, [e.pack for e in examples], "rewards", 4096), {}
     for tree, e, logprobs in zip(kept, examples, outs):
         for row, correct in zip(e.path, e.correct):
@@ -200,15 +200,16 @@ def rewards(policy, kept, examples, beta):
                      float(-beta * row @ e.reference))
             for name in ["correct", kind(tree, nodes)] if correct else ["incorrect"]:
                 groups.setdefault(name, []).append(entry)
-    return {"rewards": {name: dict(zip(("reward", "target", "attainable"), np.mean(rows, 0).tolist()), n=len(rows),
+    keys = "reward", "target", "attainable"
+    return {"rewards": {name: dict(zip(keys, np.mean(rows, 0).tolist()), n=len(rows),
                                    reachable=float(np.mean([t <= a for _, t, a in rows])))
                         for name, rows in groups.items()}}
 
 
 def credit_cell(out, seed, chain, iterations=40, breadth=5):
-    """Fig. 6: how well credit, and the reference's own log-prob, tell the first wrong step of an incorrect path
-    from the right steps before it."""
-    scores = {name: ([], []) for name in ("credit", "value", "logprob")}       # lists of the wrong, of the right
+    """Fig. 6: how well credit, value and the reference's own mean log-prob tell the first wrong step of an
+    incorrect path from the right steps before it."""
+    scores = {name: ([], []) for name in ("credit", "value", "logprob")}       # of the wrong, of the right
     for tree in trees(out, seed, chain, iterations, breadth):
         for path in dvo.draw_paths(tree, 4, seed)[1]:
             judged = follow(tree.question, [tree.nodes[i].text for i in path])
@@ -259,12 +260,12 @@ class Cells:
                     future.result()
                     print(f"\r{kind_}: {done} of {len(todo)} cells", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
-        read = lambda n: json.loads(path.read_text()) if (path := self.out / "cells" / f"{n}.json").exists() else None
-        return [read(n) for n in names]
+        paths = [self.out / "cells" / f"{n}.json" for n in names]
+        return [json.loads(path.read_text()) if path.exists() else None for path in paths]
 
     def tuned(self, seeds, grid=RATES, over="lr", **settings):
-        """(rate, results of all seeds): the rate of the best mean development accuracy of the tuning seeds. A best
-        at the edge of the grid widens it."""
+        """(rate, results of all seeds): the rate of the best mean development accuracy of the tuning seeds. A
+        best at the edge of the grid widens it."""
         grid, ratio = list(grid), math.sqrt(10)
         while True:
             cells = [[settings | {over: rate, "seed": s} for s in seeds[:TUNING_SEEDS]] for rate in grid]
@@ -276,7 +277,8 @@ class Cells:
             elif best == len(grid) - 1 and max(grid) < 1e-2:
                 grid.append(float(f"{grid[-1] * ratio:.0e}"))
             else:
-                return grid[best], self.run("train", [settings | {over: grid[best], "seed": s} for s in seeds])
+                chosen = settings | {over: grid[best]}
+                return grid[best], self.run("train", [chosen | {"seed": s} for s in seeds])
 
 
 # ---------------------------------------------------------------- the paper's tables and figures
@@ -303,11 +305,13 @@ tests = lambda results: [r["test"] if r else None for r in results]
 def table1(cells, seeds, chains=("long", "short")):
     table = {}
     for chain in chains:
-        rows = {"base": {"test": spread(tests(cells.run("base", [dict(seed=s, chain=chain) for s in seeds])))}}
+        bases = cells.run("base", [dict(seed=s, chain=chain) for s in seeds])
+        rows = {"base": {"test": spread(tests(bases))}}
         for method in METHODS:
             rate, results = cells.tuned(seeds, chain="long", method=method)
             if chain != "long":
-                results = cells.run("train", [dict(seed=s, chain=chain, method=method, lr=rate) for s in seeds])
+                settings = dict(chain=chain, method=method, lr=rate)
+                results = cells.run("train", [settings | {"seed": s} for s in seeds])
             rows[method] = {"lr": rate, "test": spread(tests(results))}
         if all(row["test"] for row in rows.values()):
             others = [m for m in METHODS if not m.startswith("dvo")]
@@ -331,7 +335,7 @@ def fig3(cells, seeds):
 def fig4a(cells, seeds):
     found = {}
     for beta in (0.01, 0.03, 0.1, 0.3, 1.0):
-        rate, results = cells.tuned(seeds, RATES if beta == 0.1 else RATES[1:4], chain="long", method="dvo",
+        rate, results = cells.tuned(seeds, RATES if beta == 0.1 else RATES[:3], chain="long", method="dvo",
                                     **({} if beta == 0.1 else {"beta": beta}))
         found[str(beta)] = {"lr": rate, "test": spread(tests(results)), "rewards": results[0]["rewards"]}
     return found
@@ -404,12 +408,14 @@ def main():
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
-    parser.add_argument("--quick", action="store_true", help="two seeds, table 1 on short chains and figure 6")
-    parser.add_argument("--report", type=Path, help="run nothing; write the numbers of what is done to this file")
+    parser.add_argument("--quick", action="store_true",
+                        help="two seeds, table 1 on long chains, and figure 6")
+    parser.add_argument("--report", type=Path, help="run nothing; write the numbers of what is done to this")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    cells, seeds = Cells(args.out, args.jobs, run=not args.report), list(range(2 if args.quick else args.seeds))
-    parts = {"table1": functools.partial(table1, chains=("short",)), "fig6": fig6} if args.quick else {
+    cells = Cells(args.out, args.jobs, run=not args.report)
+    seeds = list(range(2 if args.quick else args.seeds))
+    parts = {"table1": functools.partial(table1, chains=("long",)), "fig6": fig6} if args.quick else {
         name: PARTS[name] for name in args.only}
     found = {}
     for name, part in parts.items():

@@ -319,3 +319,31 @@ def test_values_are_those_of_one_plain_row():
 
 def test_without_a_value_head_a_policy_saves_what_it_did_before():
     assert not any("value" in name for name in dvo.Policy(tiny.model()).state_dict())
+
+
+def test_training_a_value_head_goes_on_where_it_stopped(tmp_path):
+    """OREO, stopped after a saved step: same policy and head as in one go, bit for bit."""
+    trees = [solvable(i) for i in range(4)]
+    examples = [dvo.make_example(t) for t in trees]
+
+    def run(folder, stop_at=None):
+        policy = dvo.Policy(tiny.model(dtype=torch.float64), value_head=True)
+        dvo.add_reference(policy, [*map(fresh, examples)], 10**6)
+
+        def log(step, **_):
+            if step == stop_at:
+                raise InterruptedError
+        loss = lambda e, out: dvo.oreo_loss(out[0], e.reference, out[1], e.path, e.parent, e.outcome)
+        try:
+            dvo.train(policy, examples, loss, lr=1e-3, value_lr=1e-2, epochs=3, questions_per_step=2,
+                      micro_tokens=10**6, state=folder, save_every=2, log=log)
+        except InterruptedError:
+            return run(folder)
+        return list(policy.parameters())
+
+    def fresh(example):                                             # as searched by this very model
+        example.reference = example.sampled = dvo.step_logprobs(tiny.model(dtype=torch.float64),
+                                                                example.pack).detach()
+        return example
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", stop_at=4)
+    assert all(torch.equal(a, b) for a, b in zip(whole, stopped)) and whole[-2].abs().sum() > 0
