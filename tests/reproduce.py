@@ -8,8 +8,8 @@
 A *cell* is one training (or one measurement) with all its settings; it becomes a JSON file in CELLS when done
 and is skipped when present. For each seed there is one base model, trained like the demo's on chains of 3 to
 9 operations, whose demonstrations skip steps; and for each seed and chain length one set of trees, on which
-every objective trains. Learning rates come from one grid for all, chosen on long chains by the mean accuracy of
-two seeds on development questions, and kept for other chains and settings; what is reported is accuracy on
+every objective trains. Learning rates come from one grid for all, chosen on long chains by the mean accuracy
+of two seeds on development questions, and kept for other chains and settings; what is reported is accuracy on
 other questions, which chose nothing.
 """
 import argparse
@@ -285,9 +285,11 @@ class Cells:
 
 
 def spread(values):
-    values = [v for v in values if v is not None]
+    """Mean and standard error over seeds; None while one is missing."""
+    if None in values:
+        return None
     return {"mean": float(np.mean(values)), "se": float(np.std(values, ddof=1) / math.sqrt(len(values))),
-            "each": [round(v, 4) for v in values]} if len(values) > 1 else None
+            "each": [round(v, 4) for v in values]}
 
 
 def paired(a, b):
@@ -402,6 +404,37 @@ def beyond(cells, seeds):
 PARTS = {f.__name__: f for f in (table1, fig5, fig6, fig7, fig3, fig4a, fig4b, beyond)}
 
 
+def percent(row):
+    """One cell of a table: mean and standard error, or mean difference and its interval, in points."""
+    if row is None:
+        return "not run"
+    if "se" in row:
+        return f"{100 * row['mean']:.1f} ± {100 * row['se']:.1f}"
+    each = ", ".join(f"{100 * x:+.1f}" for x in row["each"])
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] ({each})"
+
+
+def markdown(found):
+    """The README's tables: accuracies and differences in %, mean ± standard error over seeds, or mean
+    difference with its 95 % interval and every seed's."""
+    for name, part in found.items():
+        yield f"\n{name}\n\n| | |\n|---|---|"
+        for setting, row in part.items():
+            if name == "fig5":
+                for group, r in row["groups"].items():
+                    yield (f"| {setting} {group} | reward {r['reward']:+.2f}, target {r['target']:+.2f}, at "
+                           f"most {r['attainable']:+.2f}, in reach {100 * r['reachable']:.0f} %, n {r['n']:.0f} |")
+            elif not isinstance(row, dict) or {"se", "low"} & row.keys():
+                yield f"| {setting} | {percent(row) if isinstance(row, dict) else row} |"
+            else:
+                for key, value in row.items():
+                    rate = f" (rate {row['lr']:g})" if "lr" in row and key == "test" else ""
+                    inner = value["test"] if isinstance(value, dict) and "test" in value else value
+                    rate = f" (rate {value['lr']:g})" if isinstance(value, dict) and "lr" in value else rate
+                    if isinstance(inner, dict) and {"se", "low"} & inner.keys():
+                        yield f"| {setting} {key}{rate} | {percent(inner)} |"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the cells")
@@ -426,7 +459,7 @@ def main():
                 raise
             print(f"{name}: cells are missing", file=sys.stderr)
             continue
-        print(f"\n{name}\n{json.dumps(found[name], indent=1)}", flush=True)
+        print(*markdown({name: found[name]}), sep="\n", flush=True)
     if args.report:
         args.report.parent.mkdir(exist_ok=True)
         args.report.write_text(json.dumps(found, indent=1) + "\n")
