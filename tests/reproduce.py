@@ -422,8 +422,9 @@ def markdown(found):
         for setting, row in part.items():
             if name == "fig5":
                 for group, r in row["groups"].items():
-                    yield (f"| {setting} {group} | reward {r['reward']:+.2f}, target {r['target']:+.2f}, at "
-                           f"most {r['attainable']:+.2f}, in reach {100 * r['reachable']:.0f} %, n {r['n']:.0f} |")
+                    yield (f"| {setting} {group} | reward {r['reward']:+.2f}, target {r['target']:+.2f}, "
+                           f"at most {r['attainable']:+.2f}, within reach {100 * r['reachable']:.0f} %, "
+                           f"n {r['n']:.0f} |")
             elif not isinstance(row, dict) or {"se", "low"} & row.keys():
                 yield f"| {setting} | {percent(row) if isinstance(row, dict) else row} |"
             else:
