@@ -523,7 +523,7 @@ def memory_plan(config, args, compute=2):
     d, ff, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     D = getattr(config, "head_dim", None) or d // heads
     kv = 2 * config.num_key_value_heads * D                         # numbers a token and block
-    kept = T * (compute * (6 * d + 3 * heads * D + 2 * kv + 4 * ff) + 8 * d)    # by a block; norms: float32
+    kept = T * (compute * 4 * (d + heads * D + ff) + 8 * d)    # by a block; norms: float32
     activations = L * T * compute * d + kept if args.activation_checkpointing else L * kept
     sharded = ranks > 1 or compute == 2
     state = {"weights": 4 * total / ranks, "gradients": 4 * total / ranks, "AdamW": 8 * total / ranks}

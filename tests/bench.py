@@ -2,6 +2,7 @@
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
+    python tests/bench.py plan --model M                             # dvo.py --plan against measured peaks
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
 Every figure is also given as a ratio, since machines differ.
@@ -224,6 +225,32 @@ def train(args):
               f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
 
 
+def plan(args):
+    """Peak memory of two optimiser steps, as dvo.py --plan estimates it and as measured; also under torchrun,
+    where it is rank 0's."""
+    device = dvo.start_ranks(args.device)
+    with Peak(device) as start:
+        pass
+    policy, _ = dvo.load_policy(args.model, device, args.dtype, False, args.activation_checkpointing)
+    size, vocabulary = args.micro_tokens // 8, policy.config.vocab_size
+    tree = mcts.Tree("", "", [i % vocabulary for i in range(args.micro_tokens - 7 * size)])
+    for i in range(7):
+        tree.add(mcts.Node(0, [j % vocabulary for j in range(size)], terminal=True, visits=1, reward=1))
+    examples = 2 * dvo.world() * [dvo.make_example(tree, per_outcome=7)]
+    examples[0].reference = torch.zeros(len(tree.nodes))
+    with Peak(device) as peak:
+        dvo.train(policy, examples, lambda e, logprobs: dvo.dvo_loss(logprobs, e.reference, e.credit, e.path),
+                  lr=0, epochs=2, questions_per_step=len(examples), micro_tokens=args.micro_tokens)
+    measured = peak.gib + peak.before / 2**30 - start.before / 2**30
+    args.ranks, args.offload, args.shard_search, args.slots = dvo.world(), False, False, 1
+    args.candidates, args.breadth, args.max_step_tokens = None, 5, 256
+    parts = dvo.memory_plan(policy.config, args, policy.compute.itemsize)["train"]
+    planned = sum(parts.values())
+    if dvo.rank() == 0:
+        print(*(f"{size:8.3f} GiB  {what}" for what, size in parts.items()), sep="\n")
+        print(f"planned {planned:.3f} GiB, measured {measured:.3f} GiB: {planned / measured - 1:+.1%}")
+
+
 # ---------------------------------------------------------------- answers
 
 
@@ -275,7 +302,7 @@ def report(name, judge, cases, show):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in search, train, match:
+    for command in search, train, plan, match:
         sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
         sub.set_defaults(run=command)
         if command is match:
@@ -290,6 +317,9 @@ def main():
             sub.add_argument("--trees", required=True, help="trees of that model")
             sub.add_argument("--limit", type=int, default=8, help="trees (default: 8)")
             sub.add_argument("--paths", type=int, default=8, help="a question (default: 8)")
+        elif command is plan:
+            sub.add_argument("--micro-tokens", type=int, default=2048)
+            sub.add_argument("--activation-checkpointing", action="store_true")
         else:
             sub.add_argument("--data", required=True, help="task or JSON Lines file")
             sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")

@@ -25,7 +25,7 @@ SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 5,
             "--lr", 1e-3, "--epochs", 2, "--questions-per-step", 3, "--micro-tokens", 300,
             "--max-new-tokens", 24, "--trials", 2, "--dtype", "float64"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,19 @@ def inputs(tmp_path_factory):
     return ["--model", folder / "model", "--data", train, "--eval-data", test]
 
 
-def launch(ranks, *arguments):
-    """Start dvo.py in a process group of its own, under torchrun if ranks > 0."""
+def launch(ranks, *arguments, script=ROOT / "dvo.py"):
+    """Start dvo.py, under torchrun if ranks > 0."""
     runner = [*TORCHRUN, f"--nproc_per_node={ranks}"] if ranks else [sys.executable]
-    return subprocess.Popen([*runner, str(ROOT / "dvo.py"), *map(str, arguments)], env=ENVIRONMENT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen([*runner, str(script), *map(str, arguments)], env=ENVIRONMENT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def send(process, number):
+    """Send a signal to the ranks of torchrun, each of which has a session of its own, and to `process`."""
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+    ranks = [int(pid) for path in lists for pid in path.read_text().split()]
+    for pid in [*ranks, process.pid]:
+        os.kill(pid, number)
 
 
 def finish(process, limit=150):
@@ -54,10 +62,17 @@ def finish(process, limit=150):
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)      # Python prints its stack with -X faulthandler
-        pytest.fail("hang: " + process.communicate()[1][-3000:])
+        send(process, signal.SIGABRT)                               # PYTHONFAULTHANDLER: each prints its stack
+        pytest.fail("hang: " + process.communicate()[1][-9000:])
     assert process.returncode == 0, err[-3000:]
     return out, err
+
+
+def wait_until(process, condition, limit=100):
+    start = time.time()
+    while not condition():
+        assert process.poll() is None and time.time() - start < limit, "no moment to stop it"
+        time.sleep(0.005)
 
 
 def outcome(folder):
@@ -111,10 +126,20 @@ def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(tmp_path):
                       "time.sleep(5 * dist.get_rank())\n"
                       "dvo.wait_for_ranks('search', patience=1)\n"
                       "time.sleep(4 * (1 - dist.get_rank()))\ndvo.wait_for_ranks('search')\nprint('met')\n")
-    done = subprocess.run([*TORCHRUN, "--nproc_per_node=2", str(script)], env=ENVIRONMENT, text=True,
-                          capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("met") == 2 and "search: still waiting for rank 1" in done.stderr
+    out, err = finish(launch(2, script=script))
+    assert out.count("met") == 2 and "search: still waiting for rank 1" in err
+
+
+def test_a_hang_shows_where_every_rank_stands(tmp_path):
+    script = tmp_path / "stuck.py"
+    script.write_text("import sys, time, torch.distributed as dist\ndist.init_process_group('gloo')\n"
+                      "def asleep():\n    open(sys.argv[1], 'w')\n    time.sleep(100)\n"
+                      "asleep() if dist.get_rank() else dist.barrier()\n")
+    process = launch(2, tmp_path / "now", script=script)
+    wait_until(process, (tmp_path / "now").exists)
+    with pytest.raises(pytest.fail.Exception, match="(?s)hang.*Fatal Python error.*Fatal") as failure:
+        finish(process, limit=1)
+    assert "in barrier" in str(failure.value) and "in asleep" in str(failure.value)
 
 
 # ---------------------------------------------------------------- restarts
@@ -126,13 +151,6 @@ def same(folder, alone):
     for r in weights:
         assert all((weight == alone[1][r][name]).all() for name, weight in weights[r].items())
     assert losses == alone[2] and accuracy == alone[3]
-
-
-def wait_until(process, condition, limit=100):
-    start = time.time()
-    while not condition():
-        assert process.poll() is None and time.time() - start < limit, "no moment to stop it"
-        time.sleep(0.005)
 
 
 MOMENTS = {"in the search": lambda run: (run / "round1" / "trees.rank0.jsonl").exists()
@@ -158,7 +176,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
     run = tmp_path / "run"
     process = launch(2, *inputs, *SETTINGS, "--out", run)
     wait_until(process, lambda: (run / "round1" / "reference.pt").exists())
-    os.killpg(process.pid, signal.SIGKILL)
+    send(process, signal.SIGKILL)
     process.wait()
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     assert tokens(outcome(run)[0]) == tokens(alone[0])
