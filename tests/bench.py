@@ -226,26 +226,27 @@ def train(args):
 
 
 def plan(args):
-    """Peak memory of two optimiser steps, as dvo.py --plan estimates it and as measured; also under torchrun,
-    where it is rank 0's."""
-    device = dvo.start_ranks(args.device)
-    with Peak(device) as start:
-        pass
-    policy, _ = dvo.load_policy(args.model, device, args.dtype, False, args.activation_checkpointing)
-    size, vocabulary = args.micro_tokens // 8, policy.config.vocab_size
-    tree = mcts.Tree("", "", [i % vocabulary for i in range(args.micro_tokens - 7 * size)])
-    for i in range(7):
-        tree.add(mcts.Node(0, [j % vocabulary for j in range(size)], terminal=True, visits=1, reward=1))
-    examples = 2 * dvo.world() * [dvo.make_example(tree, per_outcome=7)]
-    examples[0].reference = torch.zeros(len(tree.nodes))
-    with Peak(device) as peak:
-        dvo.train(policy, examples, lambda e, logprobs: dvo.dvo_loss(logprobs, e.reference, e.credit, e.path),
-                  lr=0, epochs=2, questions_per_step=len(examples), micro_tokens=args.micro_tokens)
-    measured = peak.gib + peak.before / 2**30 - start.before / 2**30
-    args.ranks, args.offload, args.shard_search, args.slots = dvo.world(), False, False, 1
-    args.candidates, args.breadth, args.max_step_tokens = None, 5, 256
+    """Peak memory of two optimiser steps of two micro-batches: the plan of `dvo.py --plan` and as measured;
+    under torchrun, rank 0's."""
+    policy, _ = dvo.load_policy(args.model, dvo.start_ranks(args.device), args.dtype, False,
+                                args.activation_checkpointing)
+
+    def two_steps(tokens):
+        size, tree = tokens // 8, mcts.Tree("", "", (tokens - 7 * (tokens // 8)) * [0])
+        for i in range(7):
+            tree.add(mcts.Node(0, size * [i], terminal=True, visits=1, reward=1))
+        example = dvo.make_example(tree, per_outcome=7)
+        example.reference = torch.zeros(8)
+        n = 2 * dvo.world()
+        dvo.train(policy, n * [example], lambda e, new: dvo.dvo_loss(new, e.reference, e.credit, e.path),
+                  lr=0, epochs=2, questions_per_step=n, micro_tokens=tokens)
+    two_steps(16)                                                   # what is loaded late is no activation
+    with Peak(policy.device) as peak:
+        two_steps(args.micro_tokens)
+    args = argparse.Namespace(**vars(args), ranks=dvo.world(), offload=False, shard_search=False, slots=1,
+                              candidates=1, max_step_tokens=1)
     parts = dvo.memory_plan(policy.config, args, policy.compute.itemsize)["train"]
-    planned = sum(parts.values())
+    planned, measured = sum(parts.values()), parts["weights"] + peak.gib
     if dvo.rank() == 0:
         print(*(f"{size:8.3f} GiB  {what}" for what, size in parts.items()), sep="\n")
         print(f"planned {planned:.3f} GiB, measured {measured:.3f} GiB: {planned / measured - 1:+.1%}")
