@@ -660,8 +660,7 @@ class Run:
 
     def __init__(self, folder, settings):
         self.folder, self.round, self.step, self.events = Path(folder), 0, 0, []
-        self.given = settings.get("trees")
-        problem = None
+        self.given, self.tokenizer, problem = settings.get("trees"), None, None
         if rank() == 0:
             try:
                 self._open(json.loads(json.dumps({k: v for k, v in settings.items() if k not in self.FREE})))
@@ -726,7 +725,11 @@ class Run:
     def trees(self):
         """All trees of the current round, or those given with --trees, one at a time."""
         for path in self.given or sorted(self.file("").glob("trees.rank*.jsonl")):
-            yield from mcts.read_trees(path)
+            for tree in mcts.read_trees(path):
+                if tree.config.get("tokenizer", self.tokenizer) != self.tokenizer:
+                    raise InputError(f"the trees in {path} were searched with another tokenizer or chat "
+                                     "template; give the model and tokenizer that searched them")
+                yield tree
 
 
 def drop_torn_line(path):
@@ -1070,6 +1073,7 @@ def run_command_line(args, start):
             run.log("trained", start)
     policy, tokenizer = load_policy(args.model, device, args.dtype, args.offload,
                                     args.activation_checkpointing)
+    run.tokenizer = mcts.fingerprint(tokenizer)
     run_rounds(run, policy, tokenizer, problems, eval_sets, args)
     if rank() == 0:
         if demo:

@@ -99,6 +99,12 @@ def build_prompt(tokenizer, question, examples=()):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+def fingerprint(tokenizer):
+    """8 hex digits that tell tokenizers apart, by vocabulary and chat template."""
+    text = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def context_length(model):
     """Tokens a sequence may have. A sliding window or a chunk is a limit too: within it, it hides nothing."""
     names = "max_position_embeddings", "sliding_window", "attention_chunk_size"
@@ -697,7 +703,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                     kv_budget=kv_budget)
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
-                  seed=seed, max_step_tokens=max_step_tokens)
+                  seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer))
     return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 

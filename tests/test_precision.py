@@ -149,6 +149,22 @@ def test_trees_of_another_model_are_refused(folders, monkeypatch, capsys):
     assert stopped.value.code == 2 and "not sampled from this model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fate", ["changed", "unknown"])
+def test_trees_of_another_tokenizer_are_refused(fate, folders, monkeypatch, capsys):
+    """A changed chat template is noticed; trees from before there were fingerprints are taken on trust."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(folders / "model")
+    trees = folders / "trees.jsonl"
+    if fate == "unknown":
+        own = f', "tokenizer": "{mcts.fingerprint(tiny.tokenizer())}"'
+        trees.write_text(trees.read_text().replace(own, ""))
+        return train_on_trees(folders, "model", monkeypatch, "--epochs", 1)
+    with pytest.raises(SystemExit) as stopped:
+        train_on_trees(folders, "model", monkeypatch)
+    assert stopped.value.code == 2 and "another tokenizer or chat template" in capsys.readouterr().err
+
+
 def test_bad_gradients_are_skipped_and_then_stop_the_run(folders):
     """One bad step changes nothing; five in a row end the run with a sentence."""
     policy = dvo.Policy(tiny.model())
