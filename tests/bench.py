@@ -187,7 +187,8 @@ def padded_step(model, tree, paths, loss_of):
 
 
 def train(args):
-    """Seconds and peak memory of the DVO gradient of each question's paths, packed against padded."""
+    """Seconds (of the processor on a CPU, which others may share) and peak memory of the DVO gradient of each
+    question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
     policy = dvo.Policy(model.train())
     trees = list(mcts.read_trees(args.trees))[:args.limit]
@@ -210,18 +211,24 @@ def train(args):
         for name, step in ("padded", lambda: padded_step(model, tree, paths, loss_of)), ("packed", packed):
             model.zero_grad(set_to_none=False)
             with Peak(model.device) as peak:
+                start = time.process_time()
                 step().backward()
+                seconds = time.process_time() - start
             gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
-            total[name + " s"] += peak.seconds
+            total[name + " s"] += seconds if model.device.type == "cpu" else peak.seconds
             total[name + " GiB"] = max(total[name + " GiB"], peak.gib)
-        total["padded tokens"] += len(paths) * max(len(path_tokens(tree, path[-1])) for path in paths)
+        lengths = [len(path_tokens(tree, path[-1])) for path in paths]
+        total["path tokens"] += sum(lengths)
+        total["padded tokens"] += len(lengths) * max(lengths)
         total["packed tokens"] += len(dvo.pack(tree, paths).tokens)
         distance = (gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()
         worst = max(worst, distance.item())
     print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of gradients {worst:.1e}")
-    for name in "tokens", "s", "GiB":
+    for name in "padded", "packed":
+        total[f"{name} path tokens/s"] = total["path tokens"] / total[f"{name} s"]
+    for name in "tokens", "s", "path tokens/s", "GiB":
         a, b = total[f"padded {name}"], total[f"packed {name}"]
-        print(f"{name:8} padded {a:10.2f}   packed {b:10.2f}   "
+        print(f"{name:14} padded {a:10.2f}   packed {b:10.2f}   "
               f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
 
 
