@@ -511,7 +511,7 @@ def memory_plan(config, args, compute=2):
     """GiB that a rank needs at its peaks: {"train": {what: GiB}, "search": {...}}, and all ranks in "host".
 
     args: the flags of the command line; compute: bytes of a number in the compute type, 2 for bfloat16. No
-    weights are read. The peak of training is where the backward pass begins, in all but the first micro-batch.
+    weights are read. Training peaks where a backward pass begins, in all but the first micro-batch.
     """
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)

@@ -9,6 +9,7 @@ Every figure is also given as a ratio, since machines differ.
 """
 import argparse
 import collections
+import itertools
 import json
 import random
 import sys
@@ -191,16 +192,16 @@ def train(args):
     question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
     policy = dvo.Policy(model.train())
-    trees = list(mcts.read_trees(args.trees))[:args.limit]
+    many = (t for t in mcts.read_trees(args.trees) if sum(n.terminal for n in t.nodes) >= args.paths)
+    trees = list(itertools.islice(many, args.limit))
     total, worst = collections.Counter(), 0.0                       # worst: distance of the two gradients
     for tree in trees:
         ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
         paths = [tree.path(i) for i in sorted(ends, key=lambda i: -tree.nodes[i].depth)[:args.paths]]
-        credit = [0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))]
-        reference = [n.logprob - 0.5 for n in tree.nodes]
+        credit = [0.5 + tree.credit(i) if i else 0 for i in range(len(tree.nodes))]    # 0 if all paths fail
 
-        def loss_of(steps, paths):
-            errors = [sum((0.1 * (s - reference[i]) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
+        def loss_of(steps, paths):                      # of the first update, whose reference is the policy
+            errors = [sum((0.1 * (s - s.detach()) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
                       for row, path in zip(steps, paths)]
             return sum(errors) / len(paths)
 

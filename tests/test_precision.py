@@ -4,7 +4,11 @@
 """
 import argparse
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +114,19 @@ def test_plan_command_reads_no_weights(tmp_path, monkeypatch, capsys):
     dvo.main()
     out = capsys.readouterr().out
     assert "AdamW" in out and "fits" in out and "--offload" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_memory_plan_agrees_with_a_measured_peak(tmp_path):
+    tiny.model(chances=None, hidden_size=256, intermediate_size=1024, num_attention_heads=8, head_dim=32,
+               num_hidden_layers=4, max_position_embeddings=1024).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    bench = Path(__file__).with_name("bench.py")
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536"}                    # freed memory goes back at once
+    done = subprocess.run([sys.executable, bench, "plan", "--model", tmp_path, "--micro-tokens", "512"],
+                          env=os.environ | malloc, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert abs(float(re.search(r"([+-][\d.]+)%", done.stdout)[1])) < 25, done.stdout
 
 
 # ---------------------------------------------------------------- trees given, numbers gone bad

@@ -1,7 +1,7 @@
 """Many ranks and restarts, on the CPU with gloo: 1, 2 and 4 ranks give the same run, as does a killed one.
 
     python -m pytest -q tests/test_ranks.py
-    python tests/test_ranks.py --kills 20           # minutes: SIGKILL at random moments, and what is found then
+    python tests/test_ranks.py --kills 20       # minutes: SIGKILL at random moments, then the same command
 """
 import argparse
 import itertools
@@ -70,7 +70,7 @@ def finish(process, limit=150):
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        send(process, signal.SIGABRT)                               # PYTHONFAULTHANDLER: each prints its stack
+        send(process, signal.SIGABRT)               # each prints its stack: PYTHONFAULTHANDLER
         pytest.fail("hang: " + process.communicate()[1][-9000:])
     assert process.returncode == 0, err[-9000:]
     return out, err
@@ -113,8 +113,8 @@ def alone(tmp_path_factory, inputs):
 @pytest.mark.parametrize("ranks, how", [(2, ["--shard-search", "--activation-checkpointing"]), (4, [])],
                          ids=str)
 def test_ranks_do_not_change_the_run(ranks, how, tmp_path, inputs, alone):
-    """Same trees, losses and weights, with 3 questions for 2 or 4 ranks, so that one of 4 has nothing to search
-    and to evaluate; weights sharded during search or resident."""
+    """Same trees, losses and weights, with 3 questions for 2 or 4 ranks, so that one of 4 has nothing to
+    search and to evaluate; weights sharded during search or resident."""
     finish(launch(ranks, *inputs, *SETTINGS, *how, "--out", tmp_path / "run"))
     trees, weights, losses, accuracy = outcome(tmp_path / "run")
     assert tokens(trees) == tokens(alone[0])
@@ -129,17 +129,17 @@ def test_ranks_do_not_change_the_run(ranks, how, tmp_path, inputs, alone):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, inputs):
-    """A run on given trees in float32: of 5 that can be trained on, packs of 40 to 400 tokens, and of one that
-    cannot; 6 optimiser steps of 3 or 2 questions. And the run of one process."""
+    """A run on given trees in float32: of 5 that can be trained on, packs of very different sizes, and of one
+    that cannot; 6 optimiser steps of 3 or 2 questions. And the run of one process."""
     folder = tmp_path_factory.mktemp("given")
     problems = [{"question": "Add 3 to 4." + " So double it." * n, "answer": "7" if n else "none"}
                 for n in (0, 1, 2, 4, 12, 40)]
     with open(folder / "trees.jsonl", "w") as out:
-        for tree in mcts.search(tiny.model(), tiny.tokenizer(), problems, tasks.reward, iterations=20, slots=2,
-                                max_step_tokens=12):
+        for tree in mcts.search(tiny.model(), tiny.tokenizer(), problems, tasks.reward, iterations=20,
+                                slots=2, max_step_tokens=12):
             out.write(tree.to_json() + "\n")
-    arguments = [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4, "--epochs", 3,
-                 "--questions-per-step", 3, "--micro-tokens", 300, "--dtype", "float32"]
+    arguments = [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4,
+                 "--epochs", 3, "--questions-per-step", 3, "--micro-tokens", 300, "--dtype", "float32"]
     finish(launch(0, *arguments, "--out", folder / "run"))
     return arguments, outcome(folder / "run")
 
@@ -177,7 +177,8 @@ def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
     folder = tmp_path / "run" / "round1" / "model"
     lm, again = mcts.load_model(folder, "cpu", "bfloat16")
     assert len(lm.generation_config.eos_token_id) == 2 and again.chat_template == tokenizer.chat_template
-    assert lm.config.vocab_size == 128256 and json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["vocab_size"], config["dtype"]) == (128256, "bfloat16")
     assert mcts.sample(lm, again, ["Add 3 to 4."], max_new_tokens=4)[0][0].tokens
 
 
@@ -315,8 +316,9 @@ def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     run = tmp_path / "run"
     for limit in 3_000, 20_000:                                     # bytes that a file may have
         arguments = map(str, [ROOT / "dvo.py", *inputs, *SETTINGS, "--out", run])
-        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True,
-                              timeout=100, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        done = subprocess.run(
+            [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         assert done.returncode == 2, done.stderr[-2000:]
         assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
@@ -334,26 +336,29 @@ def phase(run):
         return f"writing {half[0]}" if half else "starting"
     log = (run / "log.jsonl").read_text() if (run / "log.jsonl").exists() else ""
     where = max((path for path in run.glob("round?")), default=run / "round1")
-    files = {path.name for path in where.glob("*")} | {"eval" if log.count('"eval"') > int(where.name[-1]) else ""}
+    files = {path.name for path in where.glob("*")}
     if "model" in files:
-        return f"{where.name}: evaluated" if "eval" in files else f"{where.name}: evaluating"
+        done = log.count('"eval"') > int(where.name[-1])
+        return f"{where.name}: " + ("evaluated" if done else "evaluating")
     trees = where / "trees.rank0.jsonl"
     if "reference.pt" in files:
         return f"{where.name}: " + ("between state and model" if "state" in files else "training")
     torn = trees.exists() and not trees.read_bytes().endswith(b"\n")
-    return f"{where.name}: {trees.read_text().count(chr(10)) if trees.exists() else 0} trees" + ", torn" * torn
+    found = trees.read_text().count("\n") if trees.exists() else 0
+    return f"{where.name}: {found} trees" + ", torn" * torn
 
 
 def kill(times, folder):
     """Kill `times` starts of a run at random moments; print what each was doing. A run that comes to its end
     must equal the undisturbed one, with the trees that it had when it was killed; then a new one begins."""
-    arguments = [*make_inputs(folder), *SETTINGS, "--questions-per-round", 7, "--iterations", 40, "--epochs", 8]
+    more = "--questions-per-round", 7, "--iterations", 40, "--epochs", 8
+    arguments = [*make_inputs(folder), *SETTINGS, *more]
     draw, number = random.Random(0), 0
 
     def start(run):
         """Start it and wait until it has opened the run folder: imports take longer than all the rest."""
-        begin, process = time.time(), launch(0, *arguments, "--out", run)
-        wait_until(process, lambda: (run / ".lock").exists() and (run / ".lock").stat().st_mtime > begin)
+        begin, process, lock = time.time(), launch(0, *arguments, "--out", run), run / ".lock"
+        wait_until(process, lambda: lock.exists() and lock.stat().st_mtime > begin, 600)
         return process, time.time()
     process, begin = start(folder / "alone")
     finish(process)
@@ -377,7 +382,7 @@ def kill(times, folder):
         same(run, alone)
         assert all(path.read_text().startswith(text) for path, text in trees.items())
         assert not list(run.rglob("*.new")) + list(run.rglob("*.old"))
-        print(f"run {count} came to its end: trees and weights equal, nothing searched twice, nothing left over")
+        print(f"run {count} ended: trees and weights equal, nothing searched twice, nothing left over")
         if number >= times:
             return
 
