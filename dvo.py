@@ -707,10 +707,8 @@ def wait_for_ranks(name, patience=60):
 def memory_plan(config, args, compute=2):
     """GiB that a rank needs at its peaks: {"train": {what: GiB}, "search": {...}}, and all ranks in "host".
 
-    config: of the model; args: ranks, micro_tokens, offload, activation_checkpointing, shard_search, slots,
-    candidates or breadth, max_step_tokens; compute: bytes of a number in the compute type, 2 for bfloat16.
-    Master weights, gradients and AdamW's two moments are float32. Activations are counted for Llama blocks:
-    what their backward pass needs. No weights are read.
+    args: the flags of the command line; compute: bytes of a number in the compute type, 2 for bfloat16. No
+    weights are read. Training peaks where a backward pass begins, in all but the first micro-batch.
     """
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
@@ -718,31 +716,36 @@ def memory_plan(config, args, compute=2):
     total, block = (sum(p.numel() for p in m.parameters()) for m in (lm, blocks[0]))
     root, ranks, L, T = total - block * len(blocks), args.ranks, len(blocks), args.micro_tokens
     d, ff, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    D = getattr(config, "head_dim", None) or d // heads
-    kv = 2 * config.num_key_value_heads * D                         # numbers a token and block
-    kept = T * (compute * (6 * d + 3 * heads * D + 2 * kv + 4 * ff) + 8 * d)    # by a block; norms: float32
-    activations = L * T * compute * d + kept if args.activation_checkpointing else L * kept
-    sharded = ranks > 1 or compute == 2
+    D, sharded = getattr(config, "head_dim", None) or d // heads, ranks > 1 or compute == 2
     state = {"weights": 4 * total / ranks, "gradients": 4 * total / ranks, "AdamW": 8 * total / ranks}
     gathered = compute * (root + 2 * block) + (compute + 4) * max(root, block) if sharded else 0
-    logits = 2**26 * (3 * 4 + compute)                              # a chunk, its gradient, their copies
+    # What a Llama block keeps for its backward pass: two norms (input in float32, normed, output), the query,
+    # keys and values repeated for every query head, attention's output, gate, silu, up and their product.
+    kept = T * (compute * 4 * (d + heads * D + ff) + 8 * d)
+    logits = min(2**26, T * config.vocab_size) * (12 + compute)     # a chunk, its gradient, their copies
+    masks = T * T * (compute + 2)
+    if args.activation_checkpointing:                               # the head's backward pass comes first
+        activations = L * T * compute * d + max(logits, kept)
+    else:
+        activations = L * kept + logits
     in_use = compute * (root + 2 * block if args.shard_search else total) if sharded else 0
     slots = (args.slots or (64 if compute == 2 else 16)) * 3 // 2
-    per_slot = compute * L * kv * (1024 + (args.candidates or args.breadth) * args.max_step_tokens)
-    kv_name = f"KV of {slots} slots of {per_slot / 2**20:.0f} MiB (paths of 1024 tokens)"
-    plan = {"train": {"gathered weights, their gradients": gathered, "logits": logits,
-                      f"activations of {T} tokens": activations},
-            "search": {"weights in use": in_use, kv_name: slots * per_slot},
+    kv = 2 * compute * L * config.num_key_value_heads * D           # bytes a token
+    per_slot = kv * (1024 + (args.candidates or args.breadth) * args.max_step_tokens)
+    plan = {"train": state | {"gathered weights, their gradients": gathered,
+                              f"activations of {T} tokens, logits": activations + masks},
+            "search": {"weights": state["weights"], "weights in use": in_use,
+                       f"KV of {slots} slots of {per_slot / 2**20:.0f} MiB (paths of 1024 tokens)":
+                       slots * per_slot},
             "host": {}}
     if args.offload:
-        plan["host"] = {what: size * ranks for what, size in state.items()}
-    else:
-        plan |= {"train": state | plan["train"], "search": {"weights": state["weights"]} | plan["search"]}
+        plan["host"] = {what: plan["train"].pop(what) * ranks for what in state}
+        del plan["search"]["weights"]
     return {phase: {what: size / 2**30 for what, size in parts.items()} for phase, parts in plan.items()}
 
 
 def print_plan(args):
-    """Print the memory plan as configured and with the flags that save memory, and which of those fit."""
+    """Print the memory plan as configured, and with which of the flags that save memory it fits."""
     try:
         config = AutoConfig.from_pretrained(args.model)
     except (OSError, ValueError) as error:
@@ -751,14 +754,13 @@ def print_plan(args):
         for what, size in parts.items():
             print(f"{phase:8}{size:10.1f} GiB  {what}")
     print(f"\nof {args.gpu_memory:g} GiB a GPU, on {args.ranks} GPUs (10 % left for library and fragments):")
-    flags = "activation_checkpointing", "offload", "shard_search"
-    for chosen in [()] + [c for n in (1, 2, 3) for c in itertools.combinations(flags, n)]:
-        settings = vars(args) | {flag: flag in chosen for flag in flags}
-        plan = memory_plan(config, argparse.Namespace(**settings))
-        train, search, host = (sum(plan[phase].values()) for phase in ("train", "search", "host"))
+    for chosen in itertools.product((False, True), repeat=3):
+        flags = dict(zip(("activation_checkpointing", "offload", "shard_search"), chosen))
+        plan = memory_plan(config, argparse.Namespace(**vars(args) | flags))
+        train, search, host = (sum(parts.values()) for parts in plan.values())
         fits = "fits" if max(train, search) <= 0.9 * args.gpu_memory else "does not fit"
-        print(f"  {fits:13} training {train:7.1f}, search {search:7.1f}, host {host:7.1f}   "
-              + " ".join("--" + flag.replace("_", "-") for flag in chosen))
+        print(f"  {fits:13} training {train:7.1f}, search {search:7.1f}, host {host:7.1f}  ",
+              *(f"--{name.replace('_', '-')}" for name, on in flags.items() if on))
 
 
 # ---------------------------------------------------------------- what a run leaves on disk
@@ -857,8 +859,7 @@ class Run:
 
     def __init__(self, folder, settings):
         self.folder, self.round, self.step, self.events = Path(folder), 0, 0, []
-        self.given = settings.get("trees")
-        problem = None
+        self.given, self.tokenizer, problem = settings.get("trees"), None, None
         if rank() == 0:
             try:
                 self._open(json.loads(json.dumps({k: v for k, v in settings.items() if k not in self.FREE})))
@@ -923,7 +924,11 @@ class Run:
     def trees(self):
         """All trees of the current round, or those given with --trees, one at a time."""
         for path in self.given or sorted(self.file("").glob("trees.rank*.jsonl")):
-            yield from mcts.read_trees(path)
+            for tree in mcts.read_trees(path):
+                if tree.config.get("tokenizer", self.tokenizer) != self.tokenizer:
+                    raise InputError(f"the trees in {path} were searched with another tokenizer or chat "
+                                     "template; give the model and tokenizer that searched them")
+                yield tree
 
 
 def drop_torn_line(path):
@@ -1292,6 +1297,7 @@ def run_command_line(args, start):
     policy, tokenizer = load_policy(
         args.model, device, args.dtype, args.offload, args.activation_checkpointing,
         value_head=args.objective == "oreo" or args.targets == "value-model")
+    run.tokenizer = mcts.fingerprint(tokenizer)
     run_rounds(run, policy, tokenizer, problems, eval_sets, args)
     if rank() == 0:
         if demo:

@@ -99,6 +99,12 @@ def build_prompt(tokenizer, question, examples=()):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
+def fingerprint(tokenizer):
+    """8 hex digits that tell tokenizers apart, by vocabulary and chat template."""
+    text = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
 def context_length(model):
     """Tokens a sequence may have. A sliding window or a chunk is a limit too: within it, it hides nothing."""
     names = "max_position_embeddings", "sliding_window", "attention_chunk_size"
@@ -544,8 +550,8 @@ class Engine:
             first = torch.zeros(3, 1, dtype=torch.long, device=self.device)
             self.cache.focus(np.array([6]), np.array([0]), first)
             logits = self._forward(tokens[6:], [6], self.cache)[0]
-            tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
-            if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
+            tolerance = 0.05 if logits.dtype.itemsize == 2 else 3e-4    # by norm: 128k logits have outliers
+            if not (logits.float() - expected).norm() <= tolerance * (expected - expected.mean()).norm():
                 raise ValueError("the logits differ: a soft cap, a bias or a state of its own")
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
             name = type(self.model).__name__
@@ -697,7 +703,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                     kv_budget=kv_budget)
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
-                  seed=seed, max_step_tokens=max_step_tokens)
+                  seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer))
     return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 

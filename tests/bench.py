@@ -2,12 +2,14 @@
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
+    python tests/bench.py plan --model M                             # dvo.py --plan against measured peaks
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
 Every figure is also given as a ratio, since machines differ.
 """
 import argparse
 import collections
+import itertools
 import json
 import random
 import sys
@@ -186,19 +188,20 @@ def padded_step(model, tree, paths, loss_of):
 
 
 def train(args):
-    """Seconds and peak memory of the DVO gradient of each question's paths, packed against padded."""
+    """Seconds (of the processor on a CPU, which others may share) and peak memory of the DVO gradient of each
+    question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
     policy = dvo.Policy(model.train())
-    trees = list(mcts.read_trees(args.trees))[:args.limit]
+    many = (t for t in mcts.read_trees(args.trees) if sum(n.terminal for n in t.nodes) >= args.paths)
+    trees = list(itertools.islice(many, args.limit))
     total, worst = collections.Counter(), 0.0                       # worst: distance of the two gradients
     for tree in trees:
         ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
         paths = [tree.path(i) for i in sorted(ends, key=lambda i: -tree.nodes[i].depth)[:args.paths]]
-        credit = [0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))]
-        reference = [n.logprob - 0.5 for n in tree.nodes]
+        credit = [0.5 + tree.credit(i) if i else 0 for i in range(len(tree.nodes))]    # 0 if all paths fail
 
-        def loss_of(steps, paths):
-            errors = [sum((0.1 * (s - reference[i]) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
+        def loss_of(steps, paths):                      # of the first update, whose reference is the policy
+            errors = [sum((0.1 * (s - s.detach()) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
                       for row, path in zip(steps, paths)]
             return sum(errors) / len(paths)
 
@@ -209,19 +212,52 @@ def train(args):
         for name, step in ("padded", lambda: padded_step(model, tree, paths, loss_of)), ("packed", packed):
             model.zero_grad(set_to_none=False)
             with Peak(model.device) as peak:
+                start = time.process_time()
                 step().backward()
+                seconds = time.process_time() - start
             gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
-            total[name + " s"] += peak.seconds
+            total[name + " s"] += seconds if model.device.type == "cpu" else peak.seconds
             total[name + " GiB"] = max(total[name + " GiB"], peak.gib)
-        total["padded tokens"] += len(paths) * max(len(path_tokens(tree, path[-1])) for path in paths)
+        lengths = [len(path_tokens(tree, path[-1])) for path in paths]
+        total["path tokens"] += sum(lengths)
+        total["padded tokens"] += len(lengths) * max(lengths)
         total["packed tokens"] += len(dvo.pack(tree, paths).tokens)
         distance = (gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()
         worst = max(worst, distance.item())
     print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of gradients {worst:.1e}")
-    for name in "tokens", "s", "GiB":
+    for name in "padded", "packed":
+        total[f"{name} path tokens/s"] = total["path tokens"] / total[f"{name} s"]
+    for name in "tokens", "s", "path tokens/s", "GiB":
         a, b = total[f"padded {name}"], total[f"packed {name}"]
-        print(f"{name:8} padded {a:10.2f}   packed {b:10.2f}   "
+        print(f"{name:14} padded {a:10.2f}   packed {b:10.2f}   "
               f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
+
+
+def plan(args):
+    """Peak memory of two optimiser steps of two micro-batches: the plan of `dvo.py --plan` and as measured;
+    under torchrun, rank 0's."""
+    policy, _ = dvo.load_policy(args.model, dvo.start_ranks(args.device), args.dtype, False,
+                                args.activation_checkpointing)
+
+    def two_steps(tokens):
+        size, tree = tokens // 8, mcts.Tree("", "", (tokens - 7 * (tokens // 8)) * [0])
+        for i in range(7):
+            tree.add(mcts.Node(0, size * [i], terminal=True, visits=1, reward=1))
+        example = dvo.make_example(tree, n=7)
+        example.reference = torch.zeros(8)
+        n = 2 * dvo.world()
+        dvo.train(policy, n * [example], lambda e, new: dvo.dvo_loss(new, e.reference, e.credit, e.path),
+                  lr=0, epochs=2, questions_per_step=n, micro_tokens=tokens)
+    two_steps(16)                                                   # what is loaded late is no activation
+    with Peak(policy.device) as peak:
+        two_steps(args.micro_tokens)
+    args = argparse.Namespace(**vars(args), ranks=dvo.world(), offload=False, shard_search=False, slots=1,
+                              candidates=1, max_step_tokens=1)
+    parts = dvo.memory_plan(policy.config, args, policy.compute.itemsize)["train"]
+    planned, measured = sum(parts.values()), parts["weights"] + peak.gib
+    if dvo.rank() == 0:
+        print(*(f"{size:8.3f} GiB  {what}" for what, size in parts.items()), sep="\n")
+        print(f"planned {planned:.3f} GiB, measured {measured:.3f} GiB: {planned / measured - 1:+.1%}")
 
 
 # ---------------------------------------------------------------- answers
@@ -275,7 +311,7 @@ def report(name, judge, cases, show):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in search, train, match:
+    for command in search, train, plan, match:
         sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
         sub.set_defaults(run=command)
         if command is match:
@@ -290,6 +326,9 @@ def main():
             sub.add_argument("--trees", required=True, help="trees of that model")
             sub.add_argument("--limit", type=int, default=8, help="trees (default: 8)")
             sub.add_argument("--paths", type=int, default=8, help="a question (default: 8)")
+        elif command is plan:
+            sub.add_argument("--micro-tokens", type=int, default=2048)
+            sub.add_argument("--activation-checkpointing", action="store_true")
         else:
             sub.add_argument("--data", required=True, help="task or JSON Lines file")
             sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")

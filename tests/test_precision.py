@@ -4,7 +4,11 @@
 """
 import argparse
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +116,19 @@ def test_plan_command_reads_no_weights(tmp_path, monkeypatch, capsys):
     assert "AdamW" in out and "fits" in out and "--offload" in out
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_memory_plan_agrees_with_a_measured_peak(tmp_path):
+    tiny.model(chances=None, hidden_size=256, intermediate_size=1024, num_attention_heads=8, head_dim=32,
+               num_hidden_layers=4, max_position_embeddings=1024).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    bench = Path(__file__).with_name("bench.py")
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536"}                    # freed memory goes back at once
+    done = subprocess.run([sys.executable, bench, "plan", "--model", tmp_path, "--micro-tokens", "512"],
+                          env=os.environ | malloc, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert abs(float(re.search(r"([+-][\d.]+)%", done.stdout)[1])) < 25, done.stdout
+
+
 # ---------------------------------------------------------------- trees given, numbers gone bad
 
 
@@ -147,6 +164,22 @@ def test_trees_of_another_model_are_refused(folders, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         train_on_trees(folders, "other", monkeypatch)
     assert stopped.value.code == 2 and "not sampled from this model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fate", ["changed", "unknown"])
+def test_trees_of_another_tokenizer_are_refused(fate, folders, monkeypatch, capsys):
+    """A changed chat template is noticed; trees from before there were fingerprints are taken on trust."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(folders / "model")
+    trees = folders / "trees.jsonl"
+    if fate == "unknown":
+        own = f', "tokenizer": "{mcts.fingerprint(tiny.tokenizer())}"'
+        trees.write_text(trees.read_text().replace(own, ""))
+        return train_on_trees(folders, "model", monkeypatch, "--epochs", 1)
+    with pytest.raises(SystemExit) as stopped:
+        train_on_trees(folders, "model", monkeypatch)
+    assert stopped.value.code == 2 and "another tokenizer or chat template" in capsys.readouterr().err
 
 
 def test_bad_gradients_are_skipped_and_then_stop_the_run(folders):

@@ -1,14 +1,19 @@
 """Many ranks and restarts, on the CPU with gloo: 1, 2 and 4 ranks give the same run, as does a killed one.
 
     python -m pytest -q tests/test_ranks.py
+    python tests/test_ranks.py --kills 20       # minutes: SIGKILL at random moments, then the same command
 """
+import argparse
+import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,22 +21,25 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny
-import dvo
+import eval as tasks
 import mcts
 
 ROOT = Path(mcts.__file__).parent
-SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 5,
+SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 3,
             "--iterations", 10, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12, "--slots", 4,
             "--lr", 1e-3, "--epochs", 2, "--questions-per-step", 3, "--micro-tokens", 300,
             "--max-new-tokens", 24, "--trials", 2, "--dtype", "float64"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def make_inputs(folder):
     """A model folder, and three questions more than four ranks can share evenly."""
-    folder = tmp_path_factory.mktemp("inputs")
     tiny.model().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     questions = [f"Add {i} to {i + 1}." + " So double it." * (i % 4) for i in range(7)]
@@ -42,11 +50,19 @@ def inputs(tmp_path_factory):
     return ["--model", folder / "model", "--data", train, "--eval-data", test]
 
 
-def launch(ranks, *arguments):
-    """Start dvo.py in a process group of its own, under torchrun if ranks > 0."""
+def launch(ranks, *arguments, script=ROOT / "dvo.py"):
+    """Start dvo.py, under torchrun if ranks > 0."""
     runner = [*TORCHRUN, f"--nproc_per_node={ranks}"] if ranks else [sys.executable]
-    return subprocess.Popen([*runner, str(ROOT / "dvo.py"), *map(str, arguments)], env=ENVIRONMENT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen([*runner, str(script), *map(str, arguments)], env=ENVIRONMENT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def send(process, number):
+    """Send a signal to the ranks of torchrun, each of which has a session of its own, and to `process`."""
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+    ranks = [int(pid) for path in lists for pid in path.read_text().split()]
+    for pid in [*ranks, process.pid]:
+        os.kill(pid, number)
 
 
 def finish(process, limit=150):
@@ -54,17 +70,25 @@ def finish(process, limit=150):
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)      # Python prints its stack with -X faulthandler
-        pytest.fail("hang: " + process.communicate()[1][-3000:])
-    assert process.returncode == 0, err[-3000:]
+        send(process, signal.SIGABRT)               # each prints its stack: PYTHONFAULTHANDLER
+        pytest.fail("hang: " + process.communicate()[1][-9000:])
+    assert process.returncode == 0, err[-9000:]
     return out, err
+
+
+def wait_until(process, condition, limit=100):
+    start = time.time()
+    while not condition():
+        assert process.poll() is None and time.time() - start < limit, "no moment to stop it"
+        time.sleep(0.005)
 
 
 def outcome(folder):
     """Everything of a run that must not depend on ranks or restarts: trees, weights, losses, accuracies."""
+    rounds = [r for r in (1, 2) if (folder / f"round{r}" / "model").exists()]
     trees = {r: sorted(tree.to_json() for path in (folder / f"round{r}").glob("trees.rank*.jsonl")
-                       for tree in mcts.read_trees(path)) for r in (1, 2)}
-    weights = {r: load_file(folder / f"round{r}" / "model" / "model.safetensors") for r in (1, 2)}
+                       for tree in mcts.read_trees(path)) for r in rounds}
+    weights = {r: load_file(folder / f"round{r}" / "model" / "model.safetensors") for r in rounds}
     events = [json.loads(line) for line in open(folder / "log.jsonl")]
     losses = {(e["round"], e["step"]): e["loss"] for e in events if e["event"] == "train"}
     accuracy = {e["round"]: e["accuracy"] for e in events if e["event"] == "eval"}
@@ -89,8 +113,8 @@ def alone(tmp_path_factory, inputs):
 @pytest.mark.parametrize("ranks, how", [(2, ["--shard-search", "--activation-checkpointing"]), (4, [])],
                          ids=str)
 def test_ranks_do_not_change_the_run(ranks, how, tmp_path, inputs, alone):
-    """Same trees, losses and weights, with 5 questions for 2 or 4 ranks and 3 evaluation questions for 4;
-    weights sharded during search or resident."""
+    """Same trees, losses and weights, with 3 questions for 2 or 4 ranks, so that one of 4 has nothing to
+    search and to evaluate; weights sharded during search or resident."""
     finish(launch(ranks, *inputs, *SETTINGS, *how, "--out", tmp_path / "run"))
     trees, weights, losses, accuracy = outcome(tmp_path / "run")
     assert tokens(trees) == tokens(alone[0])
@@ -103,6 +127,61 @@ def test_ranks_do_not_change_the_run(ranks, how, tmp_path, inputs, alone):
     assert len(list((tmp_path / "run" / "round1").glob("trees.rank*.jsonl"))) == ranks
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, inputs):
+    """A run on given trees in float32: of 5 that can be trained on, packs of very different sizes, and of one
+    that cannot; 6 optimiser steps of 3 or 2 questions. And the run of one process."""
+    folder = tmp_path_factory.mktemp("given")
+    problems = [{"question": "Add 3 to 4." + " So double it." * n, "answer": "7" if n else "none"}
+                for n in (0, 1, 2, 4, 12, 40)]
+    with open(folder / "trees.jsonl", "w") as out:
+        for tree in mcts.search(tiny.model(), tiny.tokenizer(), problems, tasks.reward, iterations=20,
+                                slots=2, max_step_tokens=12):
+            out.write(tree.to_json() + "\n")
+    arguments = [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4,
+                 "--epochs", 3, "--questions-per-step", 3, "--micro-tokens", 300, "--dtype", "float32"]
+    finish(launch(0, *arguments, "--out", folder / "run"))
+    return arguments, outcome(folder / "run")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_do_not_change_training_in_float32(ranks, given, tmp_path):
+    arguments, alone = given
+    finish(launch(ranks, *arguments, "--out", tmp_path / "run"))
+    _, weights, losses, _ = outcome(tmp_path / "run")
+    assert len(losses) == 6 and losses == pytest.approx(alone[2], rel=1e-5)
+    for name, weight in weights[1].items():
+        assert (weight - alone[1][1][name]).norm() <= 1e-5 * weight.norm(), name
+
+
+def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
+    """Llama-3-8B but for depth and width, random: 128,256 entries, grouped keys, two EOS, a chat template,
+    bfloat16; bootstrapping, search, training and evaluation on two ranks. The model loads again."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = ("{% for m in messages %}<|turn|>{{ m.role + '\n\n' + m.content }}<|end|>"
+                               "{% endfor %}<|turn|>assistant\n\n")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lm = tiny.model(vocab_size=128256, max_position_embeddings=2048,
+                    chances=tiny.CHANCES | {" 7": 99, "Final Answer:": 20})
+    lm.save_pretrained(tmp_path / "model")
+    lines = [json.dumps({"question": f"Add {i} to 4.", "answer": "7"}) + "\n" for i in range(3)]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    out, _ = finish(launch(
+        2, "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--eval-data",
+        tmp_path / "data.jsonl", "--dtype", "bfloat16", "--bootstrap-samples", 8, "--rounds", 1,
+        "--iterations", 6, "--max-step-tokens", 12, "--max-new-tokens", 24, "--trials", 1, "--out",
+        tmp_path / "run"))
+    events = [json.loads(line)["event"] for line in open(tmp_path / "run" / "log.jsonl")]
+    assert [e for e in events if e != "train"] == ["bootstrap", "eval", "search", "trained", "eval"]
+    assert events.count("train") > 1 and "round 1" in out
+    folder = tmp_path / "run" / "round1" / "model"
+    lm, again = mcts.load_model(folder, "cpu", "bfloat16")
+    assert len(lm.generation_config.eos_token_id) == 2 and again.chat_template == tokenizer.chat_template
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["vocab_size"], config["dtype"]) == (128256, "bfloat16")
+    assert mcts.sample(lm, again, ["Add 3 to 4."], max_new_tokens=4)[0][0].tokens
+
+
 def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(tmp_path):
     """A rank that comes 5 seconds late to a group with a limit of 3 is waited for, and named."""
     script = tmp_path / "late.py"
@@ -111,10 +190,20 @@ def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(tmp_path):
                       "time.sleep(5 * dist.get_rank())\n"
                       "dvo.wait_for_ranks('search', patience=1)\n"
                       "time.sleep(4 * (1 - dist.get_rank()))\ndvo.wait_for_ranks('search')\nprint('met')\n")
-    done = subprocess.run([*TORCHRUN, "--nproc_per_node=2", str(script)], env=ENVIRONMENT, text=True,
-                          capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("met") == 2 and "search: still waiting for rank 1" in done.stderr
+    out, err = finish(launch(2, script=script))
+    assert out.count("met") == 2 and "search: still waiting for rank 1" in err
+
+
+def test_a_hang_shows_where_every_rank_stands(tmp_path):
+    script = tmp_path / "stuck.py"
+    script.write_text("import sys, time, torch.distributed as dist\ndist.init_process_group('gloo')\n"
+                      "def asleep():\n    open(sys.argv[1], 'w')\n    time.sleep(100)\n"
+                      "asleep() if dist.get_rank() else dist.barrier()\n")
+    process = launch(2, tmp_path / "now", script=script)
+    wait_until(process, (tmp_path / "now").exists)
+    with pytest.raises(pytest.fail.Exception, match="(?s)hang.*Fatal Python error.*Fatal") as failure:
+        finish(process, limit=1)
+    assert "in barrier" in str(failure.value) and "in asleep" in str(failure.value)
 
 
 # ---------------------------------------------------------------- restarts
@@ -126,13 +215,6 @@ def same(folder, alone):
     for r in weights:
         assert all((weight == alone[1][r][name]).all() for name, weight in weights[r].items())
     assert losses == alone[2] and accuracy == alone[3]
-
-
-def wait_until(process, condition, limit=100):
-    start = time.time()
-    while not condition():
-        assert process.poll() is None and time.time() - start < limit, "no moment to stop it"
-        time.sleep(0.005)
 
 
 MOMENTS = {"in the search": lambda run: (run / "round1" / "trees.rank0.jsonl").exists()
@@ -158,7 +240,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
     run = tmp_path / "run"
     process = launch(2, *inputs, *SETTINGS, "--out", run)
     wait_until(process, lambda: (run / "round1" / "reference.pt").exists())
-    os.killpg(process.pid, signal.SIGKILL)
+    send(process, signal.SIGKILL)
     process.wait()
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     assert tokens(outcome(run)[0]) == tokens(alone[0])
@@ -234,10 +316,79 @@ def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     run = tmp_path / "run"
     for limit in 3_000, 20_000:                                     # bytes that a file may have
         arguments = map(str, [ROOT / "dvo.py", *inputs, *SETTINGS, "--out", run])
-        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True,
-                              timeout=100, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        done = subprocess.run(
+            [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         assert done.returncode == 2, done.stderr[-2000:]
         assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     same(run, alone)
+
+
+# ---------------------------------------------------------------- kills at random moments, on demand
+
+
+def phase(run):
+    """What a run was doing when it was killed, from the files that it left."""
+    half = [str(path.relative_to(run)) for path in run.rglob("*.new")]
+    if half or not (run / "config.json").exists():
+        return f"writing {half[0]}" if half else "starting"
+    log = (run / "log.jsonl").read_text() if (run / "log.jsonl").exists() else ""
+    where = max((path for path in run.glob("round?")), default=run / "round1")
+    files = {path.name for path in where.glob("*")}
+    if "model" in files:
+        done = log.count('"eval"') > int(where.name[-1])
+        return f"{where.name}: " + ("evaluated" if done else "evaluating")
+    trees = where / "trees.rank0.jsonl"
+    if "reference.pt" in files:
+        return f"{where.name}: " + ("between state and model" if "state" in files else "training")
+    torn = trees.exists() and not trees.read_bytes().endswith(b"\n")
+    found = trees.read_text().count("\n") if trees.exists() else 0
+    return f"{where.name}: {found} trees" + ", torn" * torn
+
+
+def kill(times, folder):
+    """Kill `times` starts of a run at random moments; print what each was doing. A run that comes to its end
+    must equal the undisturbed one, with the trees that it had when it was killed; then a new one begins."""
+    more = "--questions-per-round", 7, "--iterations", 40, "--epochs", 8
+    arguments = [*make_inputs(folder), *SETTINGS, *more]
+    draw, number = random.Random(0), 0
+
+    def start(run):
+        """Start it and wait until it has opened the run folder: imports take longer than all the rest."""
+        begin, process, lock = time.time(), launch(0, *arguments, "--out", run), run / ".lock"
+        wait_until(process, lambda: lock.exists() and lock.stat().st_mtime > begin, 600)
+        return process, time.time()
+    process, begin = start(folder / "alone")
+    finish(process)
+    alone, whole = outcome(folder / "alone"), time.time() - begin
+    print(f"undisturbed: {whole:.1f} s\nkill  second  run  what it was doing", flush=True)
+    for count in itertools.count(1):
+        run, trees = folder / f"run{count}", {}
+        while True:
+            (process, _), limit = start(run), draw.uniform(0, whole)
+            try:
+                _, err = process.communicate(timeout=limit if number < times else 600)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                number += 1
+                print(f"{number:4}{limit:8.1f}{count:5}  {phase(run)}", flush=True)
+                for path in run.glob("round*/trees*"):
+                    trees[path] = path.read_text()[:path.read_text().rfind("\n") + 1]
+        assert process.returncode == 0, err[-3000:]
+        same(run, alone)
+        assert all(path.read_text().startswith(text) for path, text in trees.items())
+        assert not list(run.rglob("*.new")) + list(run.rglob("*.old"))
+        print(f"run {count} ended: trees and weights equal, nothing searched twice, nothing left over")
+        if number >= times:
+            return
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, required=True)
+    with tempfile.TemporaryDirectory() as folder:
+        kill(parser.parse_args().kills, Path(folder))

@@ -4,6 +4,7 @@ A random model almost never writes a blank line, an answer or an EOS, and its at
 they do: the weights of `model` are large enough that a wrong key or value shows in the logits, and each token
 of `CHANCES` gets its share, so that a search finds inner steps, right and wrong answers, EOS, and cuts.
 """
+import math
 import pathlib
 import sys
 
@@ -77,6 +78,6 @@ def share_out(lm, tok, chances):
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             weight[0] = 0
     head = lm.get_output_embeddings().weight
-    head[:, 0] = -2.5                                               # all others: about exp(-2.5 * 2) each
+    head[:, 0] = -2.5 - math.log(len(head) / (len(tok) + SPARE)) / 2    # all others: about exp(-2.5 * 2) each
     for text, weight in chances.items():
         head[tok.convert_tokens_to_ids(tok.tokenize(text)), 0] = torch.tensor(float(weight)).log() / 2
