@@ -35,7 +35,7 @@ import mcts                                                         # noqa: E402
 
 CHAINS = {"short": (3, 6, 8), "long": (5, 7, 8), "longest": (7, 9, 10)}     # operations from, to; tree depth
 METHODS = ["dvo", "dvo-response", "rft", "dpo", "step-dpo", "kto", "oreo"]
-RATES = [3e-5, 1e-4, 3e-4, 1e-3]                # the common grid, widened where the best lies at its edge
+RATES = [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3]    # the common grid, widened where the best lies at its edge
 TUNING_SEEDS = 2
 DEFAULTS = dict(chain="long", method="dvo", lr=1e-4, beta=0.1, paths=4, iterations=40, breadth=5, rounds=1,
                 targets="search", value_lr=1e-3, questions=200, examples="own")
@@ -337,7 +337,7 @@ def fig3(cells, seeds):
 def fig4a(cells, seeds):
     found = {}
     for beta in (0.01, 0.03, 0.1, 0.3, 1.0):
-        rate, results = cells.tuned(seeds, RATES if beta == 0.1 else RATES[:3], chain="long", method="dvo",
+        rate, results = cells.tuned(seeds, RATES if beta == 0.1 else RATES[2:5], chain="long", method="dvo",
                                     **({} if beta == 0.1 else {"beta": beta}))
         found[str(beta)] = {"lr": rate, "test": spread(tests(results)), "rewards": results[0]["rewards"]}
     return found
