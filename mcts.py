@@ -347,13 +347,13 @@ def pick(logits, keys, token_hash, temperature):
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     tokens, logprobs = [], []
     on_cpu = logits.device.type == "cpu"                        # so many rows at a time as stay in its cache
-    rows = max(1, 2**16 // logits.shape[1]) if on_cpu else len(logits)
+    rows = max(1, 2**17 // logits.shape[1]) if on_cpu else len(logits)
     for row, key in zip(logits.split(rows), keys.split(rows)):
-        probs = (row / temperature).softmax(-1)
         a, b = key[:, :1], key[:, 1:] | 1
-        bits = mix((token_hash ^ a) * b) >> 9 & 0x7FFFFF        # 23 bits: u below is exact and inside (0, 1)
-        u = (bits + 0.5) * 2.0**-23
-        token = (probs / -u.log()).argmax(-1, keepdim=True)     # largest where log p + Gumbel is
+        bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+        log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # 23 bits: u is exact and inside (0, 1)
+        probs = (row / temperature).softmax(-1)
+        token = torch.div(probs, log_u, out=log_u).argmin(-1, keepdim=True)     # where log p + Gumbel is largest
         tokens.append(token[:, 0])
         logprobs.append((row.gather(1, token) - row.logsumexp(-1, keepdim=True))[:, 0])
     return torch.cat(tokens), torch.cat(logprobs)
@@ -373,79 +373,90 @@ def attend(module, query, key, value, mask, scaling, cache=None, softcap=None, s
 AttentionInterface.register("dvo_slots", attend)
 
 
-class Prefill:
-    """Attention of T new tokens to themselves and to P cached ones; collects the keys and values of all."""
-
-    def __init__(self, past):
-        self.past = past                                            # (L, 2, H, P, D), or None
-        self.kv = []                                                # per layer (2, H, P + T, D)
-
-    def attend(self, layer, q, k, v, scaling):
-        kv, mask = torch.stack((k, v)), None
-        if self.past is not None:
-            kv = torch.cat((self.past[layer], kv), dim=2)
-            mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(self.past.shape[3])
-        self.kv.append(kv)
-        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=mask is None,
-                                             scale=scaling, enable_gqa=True)
-        return out[0].transpose(0, 1)                               # (T, Hq, D)
-
-
 class Slots:
-    """Keys and values of S slots, each one path shared by G siblings; attention of one token a live sample.
+    """Keys and values of S slots, each a path followed by what the G samples after it added, in order of
+    arrival; attention of one token a live sample.
 
-    Per layer, prefix (2, S, H, P, D) holds the path of each slot and own (2, S, H, G, T, D) what its siblings
-    added. Both grow as longer paths and samples come.
+    Per layer, kv (2, S, H, C, D); owner (S, C) says which sample put a column there, ALL for the path.
     """
+    ALL, NOBODY = -1, -2
 
-    def __init__(self, S, G, like):
-        """`like` (L, 2, H, *, D) is some KV of the model: layout, dtype and device."""
-        L, _, H, _, D = like.shape
-        self.prefix = [like.new_zeros(2, S, H, 0, D) for _ in range(L)]
-        self.own = [like.new_zeros(2, S, H, G, 0, D) for _ in range(L)]
-        self.G = G
+    def __init__(self, S, G):
+        self.kv, self.G = [], G                                     # layers come with the first prefill
+        self.owner = np.full((S, 0), self.NOBODY, dtype=np.int8)
+        self.used = np.zeros(S, dtype=np.int64)            # columns
 
-    @staticmethod
-    def _reserve(buffers, size, chunk):
-        short = size - buffers[0].shape[-2]
+    def reserve(self, size):
+        short = size - self.owner.shape[1]
         if short > 0:
-            for layer, buffer in enumerate(buffers):                # a layer at a time keeps the peak low
-                buffers[layer] = F.pad(buffer, (0, 0, 0, -(-short // chunk) * chunk))
+            short += -size % 64
+            self.owner = np.pad(self.owner, ((0, 0), (0, short)), constant_values=self.NOBODY)
+            for layer, buffer in enumerate(self.kv):                # a layer at a time keeps the peak low
+                self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
 
-    def load(self, s, kv):
-        """Put the path kv (L, 2, H, P, D) into slot s."""
-        self._reserve(self.prefix, kv.shape[-2], chunk=64)
-        for buffer, new in zip(self.prefix, kv):
-            buffer[:, s, :, :kv.shape[-2]] = new
+    def clear(self, s, size):
+        """Make room in slot s for a path of `size` tokens, to be put there by `put` or a Prefill."""
+        self.reserve(size)
+        self.owner[s], self.used[s] = self.NOBODY, size
+        self.owner[s, :size] = self.ALL
 
-    def focus(self, start, length, rows):
-        """Say what the rows of the coming forward see. start, length (S,), numpy: how many tokens a slot has
-        of its path and of each live sibling; rows (3, N): slot, sibling and length of each row."""
-        self.P, self.T = start.max(), length.max() + 1
-        self._reserve(self.own, self.T, chunk=32)
-        self.rows = rows.unbind()
-        hidden = np.concatenate((np.arange(self.P) >= start[:, None],
-                                 np.arange(self.T) > length[:, None]), axis=1)
-        self.hidden = torch.from_numpy(hidden).to(rows.device)[:, None, None, None]     # (S, 1, 1, 1, P + T)
+    def put(self, s, start, kv):
+        """Write kv (L, 2, H, T, D) to the columns of slot s from `start` on."""
+        for buffer, new in zip(self.kv, kv):
+            buffer[:, s, :, start:start + new.shape[2]] = new
+
+    def take(self, s, columns):
+        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or all of one sample's."""
+        if not isinstance(columns, slice):
+            columns = torch.from_numpy(np.flatnonzero(self.owner[s] == columns)).to(self.kv[0].device)
+        return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
+
+    def focus(self, slot, sibling, dtype, device):
+        """Give each row of the coming forward, (N,) of numpy, sorted by slot, the next column of its slot."""
+        column = self.used[slot] + np.arange(len(slot)) - np.searchsorted(slot, slot)
+        self.used += np.bincount(slot, minlength=len(self.used))
+        self.reserve(column.max() + 1)
+        self.owner[slot, column] = sibling
+        S, C = slot.max() + 1, column.max() + 1
+        C += -C % 16                                                # whole vectors of the mask
+        self.rows = torch.from_numpy(np.stack((slot, sibling, column))).to(device)      # (3, N)
+        owner = torch.from_numpy(self.owner[:S, None, :C]).to(device)
+        hidden = (owner != self.ALL) & (owner != torch.arange(self.G, device=device)[:, None])
+        self.mask = torch.zeros(S, self.G, C, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
     def attend(self, layer, q, k, v, scaling):
         """Write the N new keys and values, and attend each row to its slot's path and its own tokens."""
-        slot, sibling, length = self.rows
-        S, G, P, T = len(self.hidden), self.G, self.P, self.T
-        own_k, own_v = own = self.own[layer][:, :S, :, :, :T]       # (S, H, G, T, D)
-        own_k[slot, :, sibling, length] = k.transpose(0, 1)         # (N, H, D)
-        own_v[slot, :, sibling, length] = v.transpose(0, 1)
-        prefix_k, prefix_v = self.prefix[layer][:, :S, :, :P]       # (S, H, P, D)
+        slot, sibling, column = self.rows
+        S, G, C = self.mask.shape
+        keys, values = self.kv[layer][:, :S, :, :C]                 # (S, H, C, D)
+        keys[slot, :, column] = k.transpose(0, 1)                   # (N, H, D)
+        values[slot, :, column] = v.transpose(0, 1)
         groups = len(q) // len(k)                                   # query heads that share one key head
         grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # slots x siblings; the finished stay 0
-        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups)) * scaling
-        shared = grid.flatten(2, 3) @ prefix_k.mT                   # (S, H, G * groups, P): reads a path once
-        scores = torch.cat((shared.unflatten(2, (G, groups)), grid @ own_k.mT), -1)
-        scores = scores.masked_fill_(self.hidden, -torch.inf)       # (S, H, G, groups, P + T)
-        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        to_prefix, to_own = weights.split((P, T), -1)
-        out = (to_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (G, groups)) + to_own @ own_v
-        return out[slot, :, sibling].flatten(1, 2)                  # (N, Hq, D)
+        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups))
+        out = F.scaled_dot_product_attention(grid.flatten(2, 3), keys, values, scale=scaling,
+                                             attn_mask=self.mask.repeat_interleave(groups, 1)[:, None])
+        return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
+
+
+class Prefill:
+    """Attention of T new tokens to themselves and to the path before them, columns of slot s; their keys and
+    values are left in the columns from `start` on."""
+
+    def __init__(self, slots, s, start):
+        self.slots, self.s, self.start = slots, s, start
+
+    def attend(self, layer, q, k, v, scaling):
+        if layer == len(self.slots.kv):
+            S, C = self.slots.owner.shape
+            self.slots.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
+        T, end = k.shape[1], self.start + k.shape[1]
+        kv = self.slots.kv[layer][:, self.s, :, :end]               # (2, H, P + T, D)
+        kv[:, :, self.start:] = torch.stack((k, v))
+        mask = q.new_ones(T, end, dtype=torch.bool).tril(self.start) if self.start else None
+        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=mask is None,
+                                             scale=scaling, enable_gqa=True)
+        return out[0].transpose(0, 1)                               # (T, Hq, D)
 
 
 # ---------------------------------------------------------------- the engine: jobs through slots
@@ -480,12 +491,14 @@ class Engine:
     returns the jobs it ended.
 
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish.
+    rows of samples that finish. (A job of many siblings takes several slots of the cache, at most SHARE of
+    them in each: each sees, masked, what the others added.)
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
     kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
     stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
     Raises InputError for a model that it cannot serve.
     """
+    SHARE = 8
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  kv_budget=None):
@@ -495,18 +508,23 @@ class Engine:
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
         self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
         self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
-        self.waiting, self.submitted = [], 0            # heap of (turn, order of submission, job)
+        self.waiting, self.submitted = [], 0    # heap of (turn, order of submission, first sibling, job)
         self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
+        parts = -(-siblings // self.SHARE)
+        self.width = -(-siblings // parts)              # samples of a slot
         slots += 0 if whole else slots // 2             # spare ones; whole responses would take too much KV
-        # Of each slot: its job (None: idle); where its samples start, how many tokens they have and may have.
+        slots *= parts
+        # Of each slot: its job (None: idle), the first of its siblings there; where its samples start, how
+        # many tokens they have and may have.
         self.jobs = [None] * slots
-        self.start, self.length, self.limit = np.zeros((3, slots), dtype=np.int64)
-        self.rows = None                                # (2, N): slot and sibling of every live sample
+        self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
+        self.rows = None                                # (2, N): slot and sample in it of every live one
 
-        vocabulary = self._check_model(slots)
+        self.cache = Slots(slots, self.width)
+        vocabulary = self._check_model()
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
-        zeros = lambda dtype, *shape: torch.zeros(slots, siblings, *shape, dtype=dtype, device=self.device)
+        zeros = lambda dtype, *shape: torch.zeros(slots, self.width, *shape, dtype=dtype, device=self.device)
         self.tokens, self.logprobs = zeros(torch.long, max_tokens), zeros(torch.float64, max_tokens)
         self.keys = zeros(torch.int32, max_tokens, 2)   # random words of every token to come
         self.last = zeros(torch.long)                   # the token each sample is fed next
@@ -525,24 +543,21 @@ class Engine:
         finally:
             config._attn_implementation = own
 
-    def _prefill(self, tokens, past=None):
-        """KV (L, 2, H, P + T, D) of `tokens` after `past`, (L, 2, H, P, D)."""
-        P, cache = 0 if past is None else past.shape[-2], Prefill(past)
-        self._forward(tokens, range(P, P + len(tokens)), cache, keep=1)
-        return torch.stack(cache.kv)
+    def _prefill(self, s, start, tokens):
+        """Compute the KV of `tokens` into slot s, after the `start` columns that are there."""
+        self._forward(tokens, range(start, start + len(tokens)), Prefill(self.cache, s, start), keep=1)
 
-    def _check_model(self, slots):
-        """Make the slots, and compare two prefills and a decode with the model's own forward, once, so that
-        no model is served wrongly. Returns the width of the logits."""
+    def _check_model(self):
+        """Compare two prefills and a decode with the model's own forward, once, so that no model is served
+        wrongly. Returns the width of the logits."""
         tokens = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
         with torch.no_grad():
             expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
         try:
-            kv = self._prefill(tokens[3:6], self._prefill(tokens[:3]))
-            self.cache = Slots(slots, self.siblings, kv)
-            self.cache.load(0, kv)
-            first = torch.zeros(3, 1, dtype=torch.long, device=self.device)
-            self.cache.focus(np.array([6]), np.array([0]), first)
+            self.cache.clear(0, 6)
+            self._prefill(0, 0, tokens[:3])
+            self._prefill(0, 3, tokens[3:6])
+            self.cache.focus(np.array([0]), np.array([0]), self.model.dtype, self.device)
             logits = self._forward(tokens[6:], [6], self.cache)[0]
             tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
             if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
@@ -554,24 +569,26 @@ class Engine:
         return len(logits)
 
     def submit(self, job):
-        heapq.heappush(self.waiting, (job.turn, self.submitted, job))
+        job.samples = [None] * self.siblings
+        for first in range(0, self.siblings, self.width):
+            heapq.heappush(self.waiting, (job.turn, self.submitted, first, job))
         self.submitted += 1
 
     def step(self):
         """Admit jobs, draw one token for every live sample, and return the jobs that this completed."""
         for s, job in enumerate(self.jobs):
-            if job is None and self.waiting and self.live + self.siblings <= self.max_live:
-                self._admit(s, heapq.heappop(self.waiting)[-1])
+            if job is None and self.waiting and self.live + self.width <= self.max_live:
+                self._admit(s, *heapq.heappop(self.waiting)[2:])
         if self.rows is None:
             self.rows = np.array([(s, g) for s, job in enumerate(self.jobs) if job
-                                  for g, done in enumerate(job.samples) if not done]).reshape(-1, 2).T
+                                  for g, done in enumerate(self._part(s)) if not done]).reshape(-1, 2).T
         slot, sibling = self.rows
         if not len(slot):
             return []
-        length, S = self.length[slot], slot.max() + 1
-        rows = torch.from_numpy(np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
-        s, g, t, position = rows                                    # (N,) each
-        self.cache.focus(self.start[:S], self.length[:S], rows[:3])
+        length = self.length[slot]
+        s, g, t, position = torch.from_numpy(                       # (N,) each
+            np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
+        self.cache.focus(slot, sibling, self.model.dtype, self.device)
         logits = self._forward(self.last[s, g], position, self.cache)
         token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
         self.logprobs[s, g, t] = logprob.double()
@@ -597,20 +614,25 @@ class Engine:
                "step" if blank and not (self.whole or full) else "cut" if event & 4 else None)
         if end is None:
             return None
-        job.samples[g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
+        job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
         self.live, self.rows = self.live - 1, None
-        if None in job.samples:
+        part = self._part(s)
+        if None in part:
             return None
-        for g, ended in enumerate(job.samples):
+        for g, ended in enumerate(part):
             if ended.end == "step":
-                kv = torch.stack([own[:, s, :, g, :len(ended.tokens)] for own in self.cache.own])
-                self._keep(job, hash_tokens(job.path[-1][0], ended.tokens), kv)
+                self._keep(job, hash_tokens(job.path[-1][0], ended.tokens), self.cache.take(s, g))
         self._touch(job.path)
-        self.jobs[s], self.length[s] = None, 0
-        return job
+        self.jobs[s] = None
+        return None if None in job.samples else job
 
-    def _admit(self, s, job):
-        """Start `job` in slot s: gather its path's KV, compute what is missing, and set its samples going.
+    def _part(self, s):
+        """The samples of the job in slot s that are drawn there."""
+        return self.jobs[s].samples[self.first[s]:self.first[s] + self.width]
+
+    def _admit(self, s, first, job):
+        """Start the samples of `job` from `first` on in slot s: gather the KV of its path, compute what is
+        missing.
 
         The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
         segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
@@ -623,20 +645,21 @@ class Engine:
         have, need = bounds[len(cached)], bounds[-1]
         self.stats["reused"] += have
         self.stats["prefilled"] += need - have
-        kv = torch.cat(cached, -2) if cached else None              # (L, 2, H, P, D)
+        self.cache.clear(s, need)
+        for start, kv in zip(bounds, cached):
+            self.cache.put(s, start, kv)
         if have < need:
-            kv = self._prefill(inputs[have:need], kv)
-            for i in range(len(cached), len(job.path)):
-                self._keep(job, keys[i], kv[..., bounds[i]:bounds[i + 1], :].clone())
-        if need:
-            self.cache.load(s, kv)
-        self.start[s] = need
+            self._prefill(s, have, inputs[have:need])
+            for key, start, end in [*zip(keys, bounds, bounds[1:])][len(cached):]:
+                self._keep(job, key, self.cache.take(s, slice(start, end)))
         self._touch(job.path)
-        self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
-        self.keys[s] = draw_keys(keys[-1], self.max_tokens, self.siblings).to(self.device)
+        draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
+        self.keys[s, :len(draws)] = draws.to(self.device)
         self.last[s], self.started[s], self.newline[s] = inputs[-1], False, False
-        self.jobs[s], job.samples = job, [None] * self.siblings
-        self.live, self.rows = self.live + self.siblings, None
+        self.first[s], self.start[s], self.length[s] = first, need, 0
+        self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
+        self.jobs[s] = job
+        self.live, self.rows = self.live + len(draws), None
 
     def _keep(self, job, key, kv):
         job.keys.add(key)
