@@ -24,7 +24,7 @@ import json
 import math
 import os
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, cycle, takewhile
@@ -176,6 +176,8 @@ class Tree:
         root, *rest = [Node(**{name: node[name] for name in STORED}) for node in data["nodes"]]
         tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
         for node in rest:
+            if not 0 <= node.parent < len(tree.nodes):
+                raise ValueError("a parent must come before its children")
             tree.add(node)
         return tree
 
@@ -352,10 +354,14 @@ def pick(logits, keys, token_hash, temperature):
         a, b = key[:, :1], key[:, 1:] | 1
         bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
         log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # 23 bits: u is exact and inside (0, 1)
-        probs = (row / temperature).softmax(-1)
-        token = torch.div(probs, log_u, out=log_u).argmin(-1, keepdim=True)     # where log p + Gumbel is largest
+        row = row - row.amax(-1, keepdim=True)
+        weights = row.exp()                                     # of the tokens at temperature 1
+        total = weights.sum(-1)
+        if temperature != 1:
+            weights = (row / temperature).exp_()
+        token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)   # largest log p + Gumbel
         tokens.append(token[:, 0])
-        logprobs.append((row.gather(1, token) - row.logsumexp(-1, keepdim=True))[:, 0])
+        logprobs.append(row.gather(1, token)[:, 0] - total.log())
     return torch.cat(tokens), torch.cat(logprobs)
 
 
@@ -621,7 +627,8 @@ class Engine:
             return None
         for g, ended in enumerate(part):
             if ended.end == "step":
-                self._keep(job, hash_tokens(job.path[-1][0], ended.tokens), self.cache.take(s, g))
+                key = hash_tokens(job.path[-1][0], ended.tokens)
+                self._keep(job, key, self.cache.take(s, g), False)      # it may never be used
         self._touch(job.path)
         self.jobs[s] = None
         return None if None in job.samples else job
@@ -661,10 +668,12 @@ class Engine:
         self.jobs[s] = job
         self.live, self.rows = self.live + len(draws), None
 
-    def _keep(self, job, key, kv):
+    def _keep(self, job, key, kv, last=True):
+        """Store the KV of a step. Not `last`: it goes before all others if memory runs short."""
         job.keys.add(key)
         if key not in self.store:
             self.store[key] = kv
+            self.store.move_to_end(key, last)
             self.stored += kv.nbytes
         while self.stored > self.budget and self.store:
             self.stored -= self.store.popitem(last=False)[1].nbytes
@@ -713,14 +722,12 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     question that fills the model's context is skipped with a line on stderr.
     """
     candidates = breadth if candidates is None else candidates
-    slots = (16 if model.device.type == "cpu" else 64) if slots is None else slots
-    check_range(iterations=(iterations, 1), breadth=(breadth, 1), depth=(depth, 1), c_puct=(c_puct, 0),
-                slots=(slots, 1), candidates=(candidates, breadth), max_step_tokens=(max_step_tokens, 1),
-                kv_budget=(kv_budget or 0, 0))
-    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                    kv_budget=kv_budget)
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
                   seed=seed, max_step_tokens=max_step_tokens)
+    check_search(config | dict(slots=slots, kv_budget=kv_budget))
+    slots = slots or (16 if model.device.type == "cpu" else 64)
+    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                    kv_budget=kv_budget)
     return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 
@@ -774,10 +781,11 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
                     temperature=temperature, whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    responses = [[] for _ in prompts]
-    for i, prompt in enumerate(prompts):
-        if path := begin(model, prompt, seed, tokenizer.decode(prompt)):
+    responses, seen = [[] for _ in prompts], Counter()
+    for i, prompt in enumerate(prompts):            # a prompt given again draws other samples
+        if path := begin(model, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
             engine.submit(Job(path, owner=i))
+        seen[tuple(prompt)] += 1
     left = engine.submitted
     while left:
         for job in engine.step():
@@ -789,18 +797,25 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     return responses
 
 
+def check_search(settings):
+    """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
+    least = dict(iterations=1, breadth=1, depth=1, c_puct=0, slots=1, candidates=settings["breadth"],
+                 max_step_tokens=1, kv_budget=0)
+    check_range(**{name: (settings[name], low) for name, low in least.items()})
+
+
 def check_range(**settings):
-    """Raise InputError for the first of name=(value, least) that is too small."""
+    """Raise InputError for the first of name=(value, least) that is too small; None stands for a default."""
     for name, (value, least) in settings.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-def begin(model, prompt, seed, name):
+def begin(model, prompt, seed, name, repeat=0):
     """The path of a root, see Job; None, with a line on stderr, if the prompt fills the model's context."""
-    context = context_length(model)
+    context, key = context_length(model), (seed % 2**64).to_bytes(8, "little")
     if 0 < len(prompt) < context:
-        return [(hash_tokens((seed % 2**64).to_bytes(8, "little"), prompt), prompt)]
+        return [(hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt), prompt)]
     print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
           f"{name[:60]!r}...", file=sys.stderr)
     return None
@@ -842,9 +857,12 @@ def run_command(main):
     """Run a command's main(): InputError becomes one sentence on stderr and exit status 2."""
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:                     # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_search_flags(parser):
@@ -894,6 +912,8 @@ def main():
         return
     if not (args.model and args.data and args.out):
         raise InputError("give --model, --data and --out to search, or --show TREES to draw")
+    settings = search_settings(args)
+    check_search(settings)
     problems = tasks.load_problems(args.data, split="train")[:args.limit]
     try:
         out = open(args.out, "a", encoding="utf-8")
@@ -901,7 +921,6 @@ def main():
         raise InputError(f"cannot write to {args.out}: {error.strerror}; choose another --out") from None
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     with out, tqdm(total=len(problems) * args.iterations, unit="iteration", smoothing=0.05) as bar:
-        settings = search_settings(args)
         for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **settings):
             out.write(tree.to_json() + "\n")
             out.flush()
