@@ -353,7 +353,7 @@ def pick(logits, keys, token_hash, temperature):
     for row, key in zip(logits.split(rows), keys.split(rows)):
         a, b = key[:, :1], key[:, 1:] | 1
         bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
-        log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # 23 bits: u is exact and inside (0, 1)
+        log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: u is exact, in (0, 1)
         row = row - row.amax(-1, keepdim=True)
         weights = row.exp()                                     # of the tokens at temperature 1
         total = weights.sum(-1)
@@ -368,29 +368,25 @@ def pick(logits, keys, token_hash, temperature):
 # ---------------------------------------------------------------- the engine: attention over slots
 
 
-def attend(module, query, key, value, mask, scaling, cache=None, softcap=None, s_aux=None, **_):
-    """The attention function that transformers calls while the engine runs: hands q, k, v to `cache`."""
+def attend(module, query, key, value, mask, scaling, through=None, softcap=None, s_aux=None, **_):
+    """The attention that transformers calls while the engine runs: `through` a function of q, k and v."""
     if softcap is not None or s_aux is not None:
         raise ValueError("it has a soft cap or sinks, which shared attention lacks")
     q, k, v = query[0], key[0], value[0]                            # (Hq, N, D), (H, N, D), (H, N, D)
-    return cache.attend(module.layer_idx, q, k, v, scaling)[None], None         # (1, N, Hq, D)
+    return through(module.layer_idx, q, k, v, scaling)[None], None              # (1, N, Hq, D)
 
 
 AttentionInterface.register("dvo_slots", attend)
 
 
 class Slots:
-    """Keys and values of S slots, each a path followed by what the G samples after it added, in order of
-    arrival; attention of one token a live sample.
-
-    Per layer, kv (2, S, H, C, D); owner (S, C) says which sample put a column there, ALL for the path.
-    """
+    """Keys and values of S slots. A slot holds a path and then what the G samples after it added, in order of
+    arrival: per layer, kv (2, S, H, C, D); owner (S, C) names the sample of each column, ALL for the path."""
     ALL, NOBODY = -1, -2
 
     def __init__(self, S, G):
         self.kv, self.G = [], G                                     # layers come with the first prefill
-        self.owner = np.full((S, 0), self.NOBODY, dtype=np.int8)
-        self.used = np.zeros(S, dtype=np.int64)            # columns
+        self.owner, self.used = np.full((S, 0), self.NOBODY, dtype=np.int8), np.zeros(S, dtype=np.int64)
 
     def reserve(self, size):
         short = size - self.owner.shape[1]
@@ -401,7 +397,7 @@ class Slots:
                 self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
 
     def clear(self, s, size):
-        """Make room in slot s for a path of `size` tokens, to be put there by `put` or a Prefill."""
+        """Make room in slot s for a path of `size` tokens; `put` and `prefill` fill it."""
         self.reserve(size)
         self.owner[s], self.used[s] = self.NOBODY, size
         self.owner[s, :size] = self.ALL
@@ -417,21 +413,34 @@ class Slots:
             columns = torch.from_numpy(np.flatnonzero(self.owner[s] == columns)).to(self.kv[0].device)
         return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
 
-    def focus(self, slot, sibling, dtype, device):
-        """Give each row of the coming forward, (N,) of numpy, sorted by slot, the next column of its slot."""
+    def prefill(self, s, start, layer, q, k, v, scaling):
+        """Attention of T new tokens of a path to themselves and the columns of slot s before `start`; their
+        keys and values follow there."""
+        if layer == len(self.kv):
+            S, C = self.owner.shape
+            self.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
+        kv = self.kv[layer][:, s, :, :start + k.shape[1]]           # (2, H, start + T, D)
+        kv[:, :, start:] = torch.stack((k, v))
+        mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(start) if start else None
+        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=not start,
+                                             scale=scaling, enable_gqa=True)
+        return out[0].transpose(0, 1)                               # (T, Hq, D)
+
+    def focus(self, slot, sibling):
+        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, the next column there."""
         column = self.used[slot] + np.arange(len(slot)) - np.searchsorted(slot, slot)
         self.used += np.bincount(slot, minlength=len(self.used))
         self.reserve(column.max() + 1)
         self.owner[slot, column] = sibling
         S, C = slot.max() + 1, column.max() + 1
-        C += -C % 16                                                # whole vectors of the mask
-        self.rows = torch.from_numpy(np.stack((slot, sibling, column))).to(device)      # (3, N)
-        owner = torch.from_numpy(self.owner[:S, None, :C]).to(device)
-        hidden = (owner != self.ALL) & (owner != torch.arange(self.G, device=device)[:, None])
-        self.mask = torch.zeros(S, self.G, C, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        C += -C % 16                                                # kernels like masks of whole vectors
+        move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
+        self.rows, owner = move(np.stack((slot, sibling, column))), move(self.owner[:S, None, :C])
+        hidden = (owner != self.ALL) & (owner != move(np.arange(self.G)[:, None]))
+        self.mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)         # (S, G, C)
 
-    def attend(self, layer, q, k, v, scaling):
-        """Write the N new keys and values, and attend each row to its slot's path and its own tokens."""
+    def decode(self, layer, q, k, v, scaling):
+        """Attention of one new token a live sample to its slot's path and to its own tokens."""
         slot, sibling, column = self.rows
         S, G, C = self.mask.shape
         keys, values = self.kv[layer][:, :S, :, :C]                 # (S, H, C, D)
@@ -443,26 +452,6 @@ class Slots:
         out = F.scaled_dot_product_attention(grid.flatten(2, 3), keys, values, scale=scaling,
                                              attn_mask=self.mask.repeat_interleave(groups, 1)[:, None])
         return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
-
-
-class Prefill:
-    """Attention of T new tokens to themselves and to the path before them, columns of slot s; their keys and
-    values are left in the columns from `start` on."""
-
-    def __init__(self, slots, s, start):
-        self.slots, self.s, self.start = slots, s, start
-
-    def attend(self, layer, q, k, v, scaling):
-        if layer == len(self.slots.kv):
-            S, C = self.slots.owner.shape
-            self.slots.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
-        T, end = k.shape[1], self.start + k.shape[1]
-        kv = self.slots.kv[layer][:, self.s, :, :end]               # (2, H, P + T, D)
-        kv[:, :, self.start:] = torch.stack((k, v))
-        mask = q.new_ones(T, end, dtype=torch.bool).tril(self.start) if self.start else None
-        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=mask is None,
-                                             scale=scaling, enable_gqa=True)
-        return out[0].transpose(0, 1)                               # (T, Hq, D)
 
 
 # ---------------------------------------------------------------- the engine: jobs through slots
@@ -497,8 +486,8 @@ class Engine:
     returns the jobs it ended.
 
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish. (A job of many siblings takes several slots of the cache, at most SHARE of
-    them in each: each sees, masked, what the others added.)
+    rows of samples that finish. A job of more than SHARE siblings takes several slots of the cache, since
+    each sibling's attention runs over what all of its slot added.
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
     kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
     stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
@@ -508,8 +497,7 @@ class Engine:
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  kv_budget=None):
-        self.model, self.tokenizer, self.device = model, tokenizer, model.device
-        self.decode = partial(tokenizer.decode, **PLAIN)
+        self.model, self.device, self.decode = model, model.device, partial(tokenizer.decode, **PLAIN)
         self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
         self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
@@ -518,10 +506,9 @@ class Engine:
         self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
         parts = -(-siblings // self.SHARE)
         self.width = -(-siblings // parts)              # samples of a slot
-        slots += 0 if whole else slots // 2             # spare ones; whole responses would take too much KV
-        slots *= parts
-        # Of each slot: its job (None: idle), the first of its siblings there; where its samples start, how
-        # many tokens they have and may have.
+        slots = parts * (slots if whole else slots + slots // 2)    # spare whole responses: too much KV
+        # Of each slot: its job (None: idle) and the first of its siblings there; where these start, how many
+        # tokens they have and may have.
         self.jobs = [None] * slots
         self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
         self.rows = None                                # (2, N): slot and sample in it of every live one
@@ -536,22 +523,23 @@ class Engine:
         self.last = zeros(torch.long)                   # the token each sample is fed next
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
 
-    def _forward(self, tokens, positions, cache, keep=0):
-        """Logits (N, V) of one row of N tokens that attend through `cache`; of the last `keep`, if given. The
-        model's own attention is put back afterwards."""
+    def _forward(self, tokens, positions, through, keep=0):
+        """Logits (N, V) of one row of N tokens that attend `through` a method of Slots; of the last `keep` if
+        given. The model's own attention is put back afterwards."""
         config, own = self.model.config, self.model.config._attn_implementation
         config._attn_implementation = "dvo_slots"
         try:
             with torch.no_grad():
                 return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
                                   position_ids=torch.as_tensor(positions, device=self.device)[None],
-                                  use_cache=False, logits_to_keep=keep, cache=cache).logits[0]
+                                  use_cache=False, logits_to_keep=keep, through=through).logits[0]
         finally:
             config._attn_implementation = own
 
     def _prefill(self, s, start, tokens):
         """Compute the KV of `tokens` into slot s, after the `start` columns that are there."""
-        self._forward(tokens, range(start, start + len(tokens)), Prefill(self.cache, s, start), keep=1)
+        self._forward(tokens, range(start, start + len(tokens)),
+                      partial(self.cache.prefill, s, start), keep=1)
 
     def _check_model(self):
         """Compare two prefills and a decode with the model's own forward, once, so that no model is served
@@ -563,8 +551,8 @@ class Engine:
             self.cache.clear(0, 6)
             self._prefill(0, 0, tokens[:3])
             self._prefill(0, 3, tokens[3:6])
-            self.cache.focus(np.array([0]), np.array([0]), self.model.dtype, self.device)
-            logits = self._forward(tokens[6:], [6], self.cache)[0]
+            self.cache.focus(np.array([0]), np.array([0]))
+            logits = self._forward(tokens[6:], [6], self.cache.decode)[0]
             tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
             if not (logits.float() - expected).abs().max() <= tolerance * expected.std():
                 raise ValueError("the logits differ: a soft cap, a bias or a state of its own")
@@ -594,8 +582,8 @@ class Engine:
         length = self.length[slot]
         s, g, t, position = torch.from_numpy(                       # (N,) each
             np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
-        self.cache.focus(slot, sibling, self.model.dtype, self.device)
-        logits = self._forward(self.last[s, g], position, self.cache)
+        self.cache.focus(slot, sibling)
+        logits = self._forward(self.last[s, g], position, self.cache.decode)
         token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
         self.logprobs[s, g, t] = logprob.double()
         self.tokens[s, g, t] = self.last[s, g] = token
@@ -728,10 +716,10 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     slots = slots or (16 if model.device.type == "cpu" else 64)
     engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                     kv_budget=kv_budget)
-    return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
+    return _search(engine, tokenizer, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 
-def _search(engine, problems, reward_fn, config, slots, progress):
+def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
     growing = 0                                                 # trees; twice the slots keep all of them busy
 
@@ -753,7 +741,7 @@ def _search(engine, problems, reward_fn, config, slots, progress):
 
     while True:
         while growing < 2 * slots and (problem := next(problems, None)):
-            prompt = build_prompt(engine.tokenizer, problem["question"])
+            prompt = build_prompt(tokenizer, problem["question"])
             if path := begin(engine.model, prompt, config["seed"], problem["question"]):
                 tree = Tree(problem["question"], problem["answer"], prompt, config)
                 advance(Job(path, owner=(tree, grow(tree, reward_fn, engine.decode, **limits))))
