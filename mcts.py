@@ -432,9 +432,11 @@ class Slots:
         self.used += np.bincount(slot, minlength=len(self.used))
         self.reserve(column.max() + 1)
         self.owner[slot, column] = sibling
-        S, C = slot.max() + 1, column.max() + 1
-        C += -C % 16                                                # kernels like masks of whole vectors
-        move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
+        device, S, C = self.kv[0].device, slot.max() + 1, -(-(column.max() + 1) // 16) * 16
+        part = 8 if device.type == "cpu" else S                     # slots a call: as wide as their longest
+        self.parts = [(slice(s, s + part), min(C, -(-self.used[s:s + part].max() // 16) * 16))
+                      for s in range(0, S, part)]
+        move = lambda array: torch.from_numpy(array).to(device)
         self.rows, owner = move(np.stack((slot, sibling, column))), move(self.owner[:S, None, :C])
         hidden = (owner != self.ALL) & (owner != move(np.arange(self.G)[:, None]))
         self.mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)         # (S, G, C)
@@ -449,8 +451,10 @@ class Slots:
         groups = len(q) // len(k)                                   # query heads that share one key head
         grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # slots x siblings; the finished stay 0
         grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups))
-        out = F.scaled_dot_product_attention(grid.flatten(2, 3), keys, values, scale=scaling,
-                                             attn_mask=self.mask.repeat_interleave(groups, 1)[:, None])
+        grid, mask = grid.flatten(2, 3), self.mask.repeat_interleave(groups, 1)[:, None]
+        out = torch.cat([F.scaled_dot_product_attention(grid[s], keys[s, :, :c], values[s, :, :c],
+                                                        mask[s, :, :, :c], scale=scaling)
+                         for s, c in self.parts])                   # (S, H, G * groups, D)
         return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
 
 
@@ -518,9 +522,9 @@ class Engine:
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
         zeros = lambda dtype, *shape: torch.zeros(slots, self.width, *shape, dtype=dtype, device=self.device)
-        self.tokens, self.logprobs = zeros(torch.long, max_tokens), zeros(torch.float64, max_tokens)
-        self.keys = zeros(torch.int32, max_tokens, 2)   # random words of every token to come
-        self.last = zeros(torch.long)                   # the token each sample is fed next
+        self.tokens = zeros(torch.long, max_tokens + 1)         # the last of the path, then those drawn
+        self.logprobs = zeros(torch.float64, max_tokens)
+        self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
 
     def _forward(self, tokens, positions, through, keep=0):
@@ -563,6 +567,7 @@ class Engine:
         return len(logits)
 
     def submit(self, job):
+        """Let `job` wait for slots; its `samples` become the result."""
         job.samples = [None] * self.siblings
         for first in range(0, self.siblings, self.width):
             heapq.heappush(self.waiting, (job.turn, self.submitted, first, job))
@@ -583,10 +588,9 @@ class Engine:
         s, g, t, position = torch.from_numpy(                       # (N,) each
             np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
         self.cache.focus(slot, sibling)
-        logits = self._forward(self.last[s, g], position, self.cache.decode)
+        logits = self._forward(self.tokens[s, g, t], position, self.cache.decode)
         token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
-        self.logprobs[s, g, t] = logprob.double()
-        self.tokens[s, g, t] = self.last[s, g] = token
+        self.tokens[s, g, t + 1], self.logprobs[s, g, t] = token, logprob.double()
         blank, self.started[s, g], self.newline[s, g] = self.splitter(
             token, self.started[s, g], self.newline[s, g])
         event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()        # the only wait for the device
@@ -600,7 +604,7 @@ class Engine:
     def _end(self, s, g, event):
         """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) does. Returns a completed job."""
         n, job = self.length[s], self.jobs[s]
-        tokens = self.tokens[s, g, :n].tolist()
+        tokens = self.tokens[s, g, 1:n + 1].tolist()
         text = self.decode(tokens)
         blank = event & 1 and not unanswered(text)
         full = self.start[s] + 1 + n >= context_length(self.model)  # no room for another step
@@ -610,15 +614,11 @@ class Engine:
             return None
         job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
         self.live, self.rows = self.live - 1, None
-        part = self._part(s)
-        if None in part:
-            return None
-        for g, ended in enumerate(part):
-            if ended.end == "step":
-                key = hash_tokens(job.path[-1][0], ended.tokens)
-                self._keep(job, key, self.cache.take(s, g), False)      # it may never be used
-        self._touch(job.path)
-        self.jobs[s] = None
+        if end == "step":                                           # never used yet, it may be dropped first
+            self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, g), False)
+        if None not in self._part(s):
+            self._touch(job.path)
+            self.jobs[s] = None
         return None if None in job.samples else job
 
     def _part(self, s):
@@ -650,7 +650,7 @@ class Engine:
         self._touch(job.path)
         draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
         self.keys[s, :len(draws)] = draws.to(self.device)
-        self.last[s], self.started[s], self.newline[s] = inputs[-1], False, False
+        self.tokens[s, :, 0], self.started[s], self.newline[s] = inputs[-1], False, False
         self.first[s], self.start[s], self.length[s] = first, need, 0
         self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
         self.jobs[s] = job

@@ -2,7 +2,7 @@
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
     python tests/bench.py search --shape llama-3-8b --slots 128      # of that shape, random: for a GPU
-    python tests/bench.py scale                                      # many questions, wide trees, little memory
+    python tests/bench.py scale                                      # many questions, wide trees, small memor
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -30,10 +31,12 @@ import tiny                                                         # noqa: E402
 
 class Peak:
     """Time and peak memory of a `with` block, in GiB above what was there: of the GPU, else of the process
-    (on Linux)."""
+    (on Linux). Of one thread of a CPU its own time, which others on the machine take less from."""
 
     def __init__(self, device):
         self.device = device
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock = time.process_time if alone else time.perf_counter
 
     def read(self):
         if self.device.type == "cuda":
@@ -46,13 +49,13 @@ class Peak:
             torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats(self.device)
         else:
             Path("/proc/self/clear_refs").write_text("5")           # the peak becomes the present size
-        self.before, self.start = self.read(), time.perf_counter()
+        self.before, self.start = self.read(), self.clock()
         return self
 
     def __exit__(self, *_):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds, self.gib = time.perf_counter() - self.start, (self.read() - self.before) / 2**30
+        self.seconds, self.gib = self.clock() - self.start, (self.read() - self.before) / 2**30
 
 
 def path_tokens(tree, i):
@@ -112,17 +115,19 @@ class FullPrefix:
         return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)
 
 
-def ceiling(engine, rows, prefix, steps=12):
-    """Tokens/s of pure decode forwards: `rows` rows after `prefix` tokens each, no mask, no sampling, no
-    bookkeeping."""
+def ceiling(engine, rows, prefix, steps=21):
+    """Tokens/s and GiB of pure decode forwards (the median one): `rows` rows after `prefix` tokens each, no mask,
+    no sampling, no bookkeeping."""
     attend = FullPrefix(rows, engine.cache.kv, prefix)
     tokens = torch.zeros(rows, dtype=torch.long, device=engine.device)
     position = torch.full_like(tokens, prefix)
-    engine._forward(tokens, position, attend)
+    times = []
     with Peak(engine.device) as peak:
         for _ in range(steps):
-            engine._forward(tokens, position, attend)
-    return rows * steps / peak.seconds, peak.gib
+            with Peak(engine.device) as one:
+                engine._forward(tokens, position, attend)
+            times.append(one.seconds)
+    return rows / statistics.median(times), peak.gib
 
 
 # Random models of these shapes stand in for weights that are not at hand: speed does not depend on them.
@@ -231,8 +236,8 @@ def search(args):
     time and (b) 16 trees; and (d) the ceiling: decoding alone, as many rows, mean prefix, nothing shared. On
     a GPU also (e), continuous batching, whose every token counts.
 
-    The paper searches 80 iterations a tree. 16 keep this under 15 minutes on one CPU thread: prefixes are
-    shorter than the paper's, which favours the peers, (a) and (b) most, and the ends of the search weigh more.
+    The paper searches 80 iterations a tree. 8 keep this under 15 minutes on one CPU thread. Prefixes are
+    then shorter than the paper's, which favours the peers, and the start and the tail of (c) weigh more.
     """
     if args.shape:
         model, tokenizer = shaped(args.shape, args.device, args.dtype)
@@ -277,15 +282,6 @@ def search(args):
     live = args.slots * args.breadth
     rate, gib = ceiling(engine, live, round(prefix))
     rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
-    if args.continuous or model.device.type == "cuda" and hasattr(model, "generate_batch"):
-        peer("(e) continuous batching", 2 * args.slots, args.batches and 1,
-             lambda paths: by_continuous_batching(model, paths, args.breadth, round(mean)))
-    heads = "tokens/s", "iter/s", "prefilled", "reused", "peak GiB", "(c) / this"
-    print("\n{:26}{:>10}{:>9}{:>11}{:>9}{:>10}{:>12}".format("", *heads))
-    for name, row in sorted(rows.items()):
-        ratio = rows["(c) ours"][0] / row[0]
-        print("{:26}{:10.1f}{:9.2f}{:11}{:9}{:10.2f}{:12.2f}".format(name, *row, ratio))
-
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
     if model.config.tie_word_embeddings:
         weights += model.get_output_embeddings().weight.numel()
@@ -294,9 +290,18 @@ def search(args):
     flops = 2 * weights * (stats["sampled"] + stats["prefilled"])
     copy, matmul = roofline(model.device, model.dtype)
     print(f"\n(c) reads at least {moved / ours.seconds / 1e9:.1f} GB/s, {moved / ours.seconds / copy:.1%} of "
-          f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do {flops / ours.seconds / 1e9:.1f}"
-          f" GFLOP/s, {flops / ours.seconds / matmul:.1%} of its matmul rate of {matmul / 1e9:.1f}")
+          f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do "
+          f"{flops / ours.seconds / 1e9:.1f} GFLOP/s, {flops / ours.seconds / matmul:.1%} of its matmul rate "
+          f"of {matmul / 1e9:.1f}")
     profile(model, tokenizer, problems, args)
+    if args.continuous or model.device.type == "cuda" and hasattr(model, "generate_batch"):
+        peer("(e) continuous batching", 2 * args.slots, args.batches and 1,
+             lambda paths: by_continuous_batching(model, paths, args.breadth, round(mean)))
+    heads = "tokens/s", "iter/s", "prefilled", "reused", "peak GiB", "(c) / this"
+    print("\n{:26}{:>10}{:>9}{:>11}{:>9}{:>10}{:>12}".format("", *heads))
+    for name, row in sorted(rows.items()):
+        ratio = rows["(c) ours"][0] / row[0]
+        print("{:26}{:10.1f}{:9.2f}{:11}{:9}{:10.2f}{:12.2f}".format(name, *row, ratio))
 
 
 # ---------------------------------------------------------------- search: what grows and what does not
@@ -499,8 +504,8 @@ def main():
         sub.add_argument("--data", default="arithmetic", help="task or JSON Lines file (default: arithmetic)")
         sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
         if command is search:
-            sub.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead of --model")
-            sub.add_argument("--iterations", type=int, default=16, help="a tree (default: 16)")
+            sub.add_argument("--shape", choices=SHAPES, help="of a random model instead of --model")
+            sub.add_argument("--iterations", type=int, default=8, help="a tree (default: 8)")
             sub.add_argument("--batches", type=int, default=2,
                              help="of 16 expansions by peer (b), of 6 by (a); 0: none (default: 2)")
             sub.add_argument("--continuous", action="store_true", help="peer (e) on a CPU, too")
