@@ -397,15 +397,10 @@ class Slots:
                 self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
 
     def clear(self, s, size):
-        """Make room in slot s for a path of `size` tokens; `put` and `prefill` fill it."""
+        """Make room in slot s for a path of `size` tokens."""
         self.reserve(size)
         self.owner[s], self.used[s] = self.NOBODY, size
         self.owner[s, :size] = self.ALL
-
-    def put(self, s, start, kv):
-        """Write kv (L, 2, H, T, D) to the columns of slot s from `start` on."""
-        for buffer, new in zip(self.kv, kv):
-            buffer[:, s, :, start:start + new.shape[2]] = new
 
     def take(self, s, columns):
         """A copy (L, 2, H, T, D) of columns of slot s: a slice, or all of one sample's."""
@@ -486,18 +481,16 @@ class Job:
 
 
 class Engine:
-    """Draws `siblings` samples for each of many jobs: `submit` jobs and call `step` again and again; it
-    returns the jobs it ended.
+    """Draws `siblings` samples for each of many jobs: `submit` jobs; every `step` returns those that ended.
 
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish. A job of more than SHARE siblings takes several slots of the cache, since
-    each sibling's attention runs over what all of its slot added.
+    rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
     kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
     stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
     Raises InputError for a model that it cannot serve.
     """
-    SHARE = 8
+    SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  kv_budget=None):
@@ -511,12 +504,9 @@ class Engine:
         parts = -(-siblings // self.SHARE)
         self.width = -(-siblings // parts)              # samples of a slot
         slots = parts * (slots if whole else slots + slots // 2)    # spare whole responses: too much KV
-        # Of each slot: its job (None: idle) and the first of its siblings there; where these start, how many
-        # tokens they have and may have.
+        # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
         self.jobs = [None] * slots
         self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
-        self.rows = None                                # (2, N): slot and sample in it of every live one
-
         self.cache = Slots(slots, self.width)
         vocabulary = self._check_model()
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
@@ -540,11 +530,6 @@ class Engine:
         finally:
             config._attn_implementation = own
 
-    def _prefill(self, s, start, tokens):
-        """Compute the KV of `tokens` into slot s, after the `start` columns that are there."""
-        self._forward(tokens, range(start, start + len(tokens)),
-                      partial(self.cache.prefill, s, start), keep=1)
-
     def _check_model(self):
         """Compare two prefills and a decode with the model's own forward, once, so that no model is served
         wrongly. Returns the width of the logits."""
@@ -553,8 +538,9 @@ class Engine:
             expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
         try:
             self.cache.clear(0, 6)
-            self._prefill(0, 0, tokens[:3])
-            self._prefill(0, 3, tokens[3:6])
+            for start in 0, 3:
+                self._forward(tokens[start:start + 3], range(start, start + 3),
+                              partial(self.cache.prefill, 0, start), keep=1)
             self.cache.focus(np.array([0]), np.array([0]))
             logits = self._forward(tokens[6:], [6], self.cache.decode)[0]
             tolerance = 0.1 if logits.dtype.itemsize == 2 else 1e-3
@@ -578,12 +564,10 @@ class Engine:
         for s, job in enumerate(self.jobs):
             if job is None and self.waiting and self.live + self.width <= self.max_live:
                 self._admit(s, *heapq.heappop(self.waiting)[2:])
-        if self.rows is None:
-            self.rows = np.array([(s, g) for s, job in enumerate(self.jobs) if job
-                                  for g, done in enumerate(self._part(s)) if not done]).reshape(-1, 2).T
-        slot, sibling = self.rows
-        if not len(slot):
+        if not self.live:
             return []
+        slot, sibling = np.array([(s, g) for s, job in enumerate(self.jobs) if job
+                                  for g, sample in enumerate(self._part(s)) if sample is None]).T
         length = self.length[slot]
         s, g, t, position = torch.from_numpy(                       # (N,) each
             np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
@@ -613,11 +597,10 @@ class Engine:
         if end is None:
             return None
         job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
-        self.live, self.rows = self.live - 1, None
+        self.live -= 1
         if end == "step":                                           # never used yet, it may be dropped first
             self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, g), False)
         if None not in self._part(s):
-            self._touch(job.path)
             self.jobs[s] = None
         return None if None in job.samples else job
 
@@ -626,8 +609,7 @@ class Engine:
         return self.jobs[s].samples[self.first[s]:self.first[s] + self.width]
 
     def _admit(self, s, first, job):
-        """Start the samples of `job` from `first` on in slot s: gather the KV of its path, compute what is
-        missing.
+        """Start the samples of `job` from `first` on in slot s: gather the KV of its path, compute the rest.
 
         The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
         segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
@@ -642,19 +624,22 @@ class Engine:
         self.stats["prefilled"] += need - have
         self.cache.clear(s, need)
         for start, kv in zip(bounds, cached):
-            self.cache.put(s, start, kv)
+            for buffer, new in zip(self.cache.kv, kv):              # new (2, H, T, D) of a layer
+                buffer[:, s, :, start:start + new.shape[2]] = new
         if have < need:
-            self._prefill(s, have, inputs[have:need])
+            self._forward(inputs[have:need], range(have, need), partial(self.cache.prefill, s, have), keep=1)
             for key, start, end in [*zip(keys, bounds, bounds[1:])][len(cached):]:
                 self._keep(job, key, self.cache.take(s, slice(start, end)))
-        self._touch(job.path)
+        for key in reversed(keys):              # the root last: so descendants are dropped before ancestors
+            if key in self.store:
+                self.store.move_to_end(key)
         draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
         self.keys[s, :len(draws)] = draws.to(self.device)
         self.tokens[s, :, 0], self.started[s], self.newline[s] = inputs[-1], False, False
         self.first[s], self.start[s], self.length[s] = first, need, 0
         self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
         self.jobs[s] = job
-        self.live, self.rows = self.live + len(draws), None
+        self.live += len(draws)
 
     def _keep(self, job, key, kv, last=True):
         """Store the KV of a step. Not `last`: it goes before all others if memory runs short."""
@@ -665,12 +650,6 @@ class Engine:
             self.stored += kv.nbytes
         while self.stored > self.budget and self.store:
             self.stored -= self.store.popitem(last=False)[1].nbytes
-
-    def _touch(self, path):
-        """Make a path the most recently used, its root last: so descendants are dropped before ancestors."""
-        for key, _ in reversed(path):
-            if key in self.store:
-                self.store.move_to_end(key)
 
     def forget(self, keys):
         """Drop the KV of `keys`: their tree is finished."""
@@ -757,20 +736,19 @@ def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
 def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
            kv_budget=None, progress=None):
     """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a
-    list of n Samples, empty if the prompt fills the model's context.
+    list of n Samples, empty if the prompt fills the model's context. A prompt given again draws other ones.
 
     A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
     No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
     `progress` is called with 1 for each prompt completed, `slots` and `kv_budget` are those of Engine.
     """
-    if slots is None:
-        slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n))
+    slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n)) if slots is None else slots
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
                     temperature=temperature, whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
     responses, seen = [[] for _ in prompts], Counter()
-    for i, prompt in enumerate(prompts):            # a prompt given again draws other samples
+    for i, prompt in enumerate(prompts):
         if path := begin(model, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
             engine.submit(Job(path, owner=i))
         seen[tuple(prompt)] += 1
@@ -787,9 +765,9 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
 
 def check_search(settings):
     """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
-    least = dict(iterations=1, breadth=1, depth=1, c_puct=0, slots=1, candidates=settings["breadth"],
-                 max_step_tokens=1, kv_budget=0)
-    check_range(**{name: (settings[name], low) for name, low in least.items()})
+    least = dict(iterations=1, breadth=1, depth=1, max_step_tokens=1, slots=1, c_puct=0, kv_budget=0)
+    least["candidates"] = settings["breadth"]
+    check_range(**{name: (settings[name], value) for name, value in least.items()})
 
 
 def check_range(**settings):
@@ -873,9 +851,7 @@ def add_search_flags(parser):
 def search_settings(args):
     """Keyword arguments of `search` from parsed flags, --seed included."""
     settings = {name: getattr(args, name) for name in search.__kwdefaults__ if name != "progress"}
-    if settings["kv_budget"] is not None:
-        settings["kv_budget"] *= 2**30
-    return settings
+    return settings | dict(kv_budget=args.kv_budget and args.kv_budget * 2**30)
 
 
 def main():

@@ -116,8 +116,8 @@ class FullPrefix:
 
 
 def ceiling(engine, rows, prefix, steps=21):
-    """Tokens/s and GiB of pure decode forwards (the median one): `rows` rows after `prefix` tokens each, no mask,
-    no sampling, no bookkeeping."""
+    """Tokens/s and GiB of pure decode forwards (the median one): `rows` rows after `prefix` tokens each, no
+    mask, no sampling, no bookkeeping."""
     attend = FullPrefix(rows, engine.cache.kv, prefix)
     tokens = torch.zeros(rows, dtype=torch.long, device=engine.device)
     position = torch.full_like(tokens, prefix)
@@ -315,17 +315,15 @@ def scale(args):
     questions = ({"question": f"Add {n} to 4.", "answer": "7"} for n in itertools.count())
 
     def run(title, n, model=model, **settings):
-        """Search n new questions. Returns seconds an iteration and the engine."""
+        """Search n new questions and print what an iteration takes."""
         settings = dict(iterations=10, breadth=5, max_step_tokens=16) | settings
         searching = mcts.search(model, tokenizer, itertools.islice(questions, n), reward, **settings)
-        engine, nodes, expansions = searching.gi_frame.f_locals["engine"], 0, 0
-        begun = time.perf_counter()
-        for tree in searching:
-            nodes, expansions = nodes + len(tree.nodes) - 1, expansions + sum(map(bool, (
-                node.children for node in tree.nodes)))
-        seconds = time.perf_counter() - begun
-        print(f"{title:32}{1000 * seconds / expansions:10.2f}{1e6 * seconds / engine.stats['sampled']:12.0f}"
-              f"{expansions:12}{nodes:10}", flush=True)
+        engine = searching.gi_frame.f_locals["engine"]
+        with Peak(model.device) as peak:
+            children = [len(node.children) for tree in searching for node in tree.nodes]
+        expansions, tokens = sum(map(bool, children)), engine.stats["sampled"]
+        print(f"{title:32}{1000 * peak.seconds / expansions:10.2f}{1e6 * peak.seconds / tokens:12.0f}"
+              f"{expansions:12}{sum(children):10}", flush=True)
     print(f"{'':32}{'ms/iter':>10}{'us/token':>12}{'iterations':>12}{'nodes':>10}")
     run("warm up", 10)
     for n in 10, 100, 1000:
@@ -337,7 +335,7 @@ def scale(args):
         run(f"{iterations} iterations, 32 questions", 32, model=deep, iterations=iterations)
     print("\nmemory of the process over finished trees (2 iterations, breadth 2), MiB:")
     memory_over_trees(model, tokenizer, questions, reward, total=10_000)
-    print("\na tenth of the KV budget (SmolLM2's share of prefill is larger: give --model and --data):")
+    print("\na search with the KV memory it would fill, and with a tenth of that:")
     if args.model:
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
         problems, reward = tasks.load_problems(args.data, split="train", limit=args.limit), tasks.reward
@@ -363,18 +361,17 @@ def tenth_of_memory(model, tokenizer, problems, reward):
     for name in "all", "a tenth":
         searching = mcts.search(model, tokenizer, problems, reward, iterations=10, max_step_tokens=64,
                                 kv_budget=budget)
-        engine, keep, most = searching.gi_frame.f_locals["engine"], None, [0]
+        engine, most = searching.gi_frame.f_locals["engine"], [0]
         keep = engine._keep
         engine._keep = lambda *a: (keep(*a), most.append(max(most.pop(), engine.stored)))
-        begun = time.perf_counter()
-        trees = sorted(json.dumps([(n.parent, n.tokens, n.visits, n.value) for n in t.nodes])
-                       for t in searching)
-        runs[name] = trees
+        with Peak(model.device) as peak:
+            runs[name] = {t.question: [(n.parent, n.tokens, n.visits, n.value) for n in t.nodes]
+                          for t in searching}
         print(f"{name:8} {most[0] / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
-              f"{engine.stats['sampled']:8} sampled, {time.perf_counter() - begun:7.1f} s", flush=True)
+              f"{engine.stats['sampled']:8} sampled, {peak.seconds:7.1f} s", flush=True)
         budget = most[0] // 10
-    same = sum(a == b for a, b in zip(runs["all"], runs["a tenth"]))
-    print(f"{same} of {len(trees)} trees are the same")
+    same = sum(tree == runs["a tenth"][question] for question, tree in runs["all"].items())
+    print(f"{same} of {len(problems)} trees are the same")
 
 
 # ---------------------------------------------------------------- training
