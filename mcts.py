@@ -24,7 +24,7 @@ import json
 import math
 import os
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, chain, cycle, takewhile
@@ -32,8 +32,7 @@ from itertools import accumulate, chain, cycle, takewhile
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
-                          GenerationConfig)
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
@@ -182,6 +181,8 @@ class Tree:
         root, *rest = [Node(**{name: node[name] for name in STORED}) for node in data["nodes"]]
         tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
         for node in rest:
+            if not 0 <= node.parent < len(tree.nodes):
+                raise ValueError("a parent must come before its children")
             tree.add(node)
         return tree
 
@@ -352,109 +353,107 @@ def pick(logits, keys, token_hash, temperature):
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     tokens, logprobs = [], []
-    on_cpu = logits.device.type == "cpu"                        # so many rows at a time as stay in its cache
-    rows = max(1, 2**16 // logits.shape[1]) if on_cpu else len(logits)
+    rows = max(1, 2**17 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)     # in its cache
     for row, key in zip(logits.split(rows), keys.split(rows)):
-        probs = (row / temperature).softmax(-1)
         a, b = key[:, :1], key[:, 1:] | 1
-        bits = mix((token_hash ^ a) * b) >> 9 & 0x7FFFFF        # 23 bits: u below is exact and inside (0, 1)
-        u = (bits + 0.5) * 2.0**-23
-        token = (probs / -u.log()).argmax(-1, keepdim=True)     # largest where log p + Gumbel is
+        bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+        log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: u is exact, in (0, 1)
+        row = row - row.amax(-1, keepdim=True)
+        weights = row.exp()                                     # of the tokens at temperature 1
+        total = weights.sum(-1)
+        weights = weights if temperature == 1 else (row / temperature).exp_()
+        token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)   # largest log p + Gumbel
         tokens.append(token[:, 0])
-        logprobs.append((row.gather(1, token) - row.logsumexp(-1, keepdim=True))[:, 0])
+        logprobs.append(row.gather(1, token)[:, 0] - total.log())
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-# ---------------------------------------------------------------- the engine: attention over slots
+# ---------------------------------------------------------------- the engine: slots, and jobs through them
 
 
-def attend(module, query, key, value, mask, scaling, cache=None, softcap=None, s_aux=None, **_):
-    """The attention function that transformers calls while the engine runs: hands q, k, v to `cache`."""
+def attend(module, query, key, value, mask, scaling, through=None, softcap=None, s_aux=None, **_):
+    """The attention that transformers calls while the engine runs: `through` a function of q, k and v."""
     if softcap is not None or s_aux is not None:
         raise ValueError("it has a soft cap or sinks, which shared attention lacks")
     q, k, v = query[0], key[0], value[0]                            # (Hq, N, D), (H, N, D), (H, N, D)
-    return cache.attend(module.layer_idx, q, k, v, scaling)[None], None         # (1, N, Hq, D)
+    return through(module.layer_idx, q, k, v, scaling)[None], None              # (1, N, Hq, D)
 
 
 AttentionInterface.register("dvo_slots", attend)
 
 
-class Prefill:
-    """Attention of T new tokens to themselves and to P cached ones; collects the keys and values of all."""
+class Slots:
+    """Keys and values of S slots. A slot holds a path and then what the G samples after it added, in order of
+    arrival: per layer, kv (2, S, H, C, D); owner (S, C) names the sample of each column, ALL for the path."""
+    ALL, NOBODY = -1, -2
 
-    def __init__(self, past):
-        self.past = past                                            # (L, 2, H, P, D), or None
-        self.kv = []                                                # per layer (2, H, P + T, D)
+    def __init__(self, S, G):
+        self.kv, self.G = [], G                                     # layers come with the first prefill
+        self.owner, self.used = np.full((S, 0), self.NOBODY, dtype=np.int8), np.zeros(S, dtype=np.int64)
 
-    def attend(self, layer, q, k, v, scaling):
-        kv, mask = torch.stack((k, v)), None
-        if self.past is not None:
-            kv = torch.cat((self.past[layer], kv), dim=2)
-            mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(self.past.shape[3])
-        self.kv.append(kv)
-        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=mask is None,
+    def reserve(self, size):
+        short = size - self.owner.shape[1]
+        if short > 0:
+            short += -size % 64
+            self.owner = np.pad(self.owner, ((0, 0), (0, short)), constant_values=self.NOBODY)
+            for layer, buffer in enumerate(self.kv):                # a layer at a time keeps the peak low
+                self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
+
+    def clear(self, s, size):
+        """Make room in slot s for a path of `size` tokens."""
+        self.reserve(size)
+        self.owner[s], self.used[s] = self.NOBODY, size
+        self.owner[s, :size] = self.ALL
+
+    def take(self, s, columns):
+        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or all of one sample's."""
+        if not isinstance(columns, slice):
+            columns = torch.from_numpy(np.flatnonzero(self.owner[s] == columns)).to(self.kv[0].device)
+        return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
+
+    def prefill(self, s, start, layer, q, k, v, scaling):
+        """Attention of T new tokens of a path to themselves and the columns of slot s before `start`; their
+        keys and values follow there."""
+        if layer == len(self.kv):
+            S, C = self.owner.shape
+            self.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
+        kv = self.kv[layer][:, s, :, :start + k.shape[1]]           # (2, H, start + T, D)
+        kv[:, :, start:] = torch.stack((k, v))
+        mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(start) if start else None
+        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=not start,
                                              scale=scaling, enable_gqa=True)
         return out[0].transpose(0, 1)                               # (T, Hq, D)
 
+    def focus(self, slot, sibling):
+        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, the next column there."""
+        column = self.used[slot] + np.arange(len(slot)) - np.searchsorted(slot, slot)
+        self.used += np.bincount(slot, minlength=len(self.used))
+        self.reserve(column.max() + 1)
+        self.owner[slot, column] = sibling
+        device, S, C = self.kv[0].device, slot.max() + 1, -(-(column.max() + 1) // 16) * 16
+        part = 8 if device.type == "cpu" else S                     # slots a call: as wide as their longest
+        self.parts = [(slice(s, s + part), min(C, -(-self.used[s:s + part].max() // 16) * 16))
+                      for s in range(0, S, part)]
+        move = lambda array: torch.from_numpy(array).to(device)
+        self.rows, owner = move(np.stack((slot, sibling, column))), move(self.owner[:S, None, :C])
+        hidden = (owner != self.ALL) & (owner != move(np.arange(self.G)[:, None]))
+        self.mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)         # (S, G, C)
 
-class Slots:
-    """Keys and values of S slots, each one path shared by G siblings; attention of one token a live sample.
-
-    Per layer, prefix (2, S, H, P, D) holds the path of each slot and own (2, S, H, G, T, D) what its siblings
-    added. Both grow as longer paths and samples come.
-    """
-
-    def __init__(self, S, G, like):
-        """`like` (L, 2, H, *, D) is some KV of the model: layout, dtype and device."""
-        L, _, H, _, D = like.shape
-        self.prefix = [like.new_zeros(2, S, H, 0, D) for _ in range(L)]
-        self.own = [like.new_zeros(2, S, H, G, 0, D) for _ in range(L)]
-        self.G = G
-
-    @staticmethod
-    def _reserve(buffers, size, chunk):
-        short = size - buffers[0].shape[-2]
-        if short > 0:
-            for layer, buffer in enumerate(buffers):                # a layer at a time keeps the peak low
-                buffers[layer] = F.pad(buffer, (0, 0, 0, -(-short // chunk) * chunk))
-
-    def load(self, s, kv):
-        """Put the path kv (L, 2, H, P, D) into slot s."""
-        self._reserve(self.prefix, kv.shape[-2], chunk=64)
-        for buffer, new in zip(self.prefix, kv):
-            buffer[:, s, :, :kv.shape[-2]] = new
-
-    def focus(self, start, length, rows):
-        """Say what the rows of the coming forward see. start, length (S,), numpy: how many tokens a slot has
-        of its path and of each live sibling; rows (3, N): slot, sibling and length of each row."""
-        self.P, self.T = start.max(), length.max() + 1
-        self._reserve(self.own, self.T, chunk=32)
-        self.rows = rows.unbind()
-        hidden = np.concatenate((np.arange(self.P) >= start[:, None],
-                                 np.arange(self.T) > length[:, None]), axis=1)
-        self.hidden = torch.from_numpy(hidden).to(rows.device)[:, None, None, None]     # (S, 1, 1, 1, P + T)
-
-    def attend(self, layer, q, k, v, scaling):
-        """Write the N new keys and values, and attend each row to its slot's path and its own tokens."""
-        slot, sibling, length = self.rows
-        S, G, P, T = len(self.hidden), self.G, self.P, self.T
-        own_k, own_v = own = self.own[layer][:, :S, :, :, :T]       # (S, H, G, T, D)
-        own_k[slot, :, sibling, length] = k.transpose(0, 1)         # (N, H, D)
-        own_v[slot, :, sibling, length] = v.transpose(0, 1)
-        prefix_k, prefix_v = self.prefix[layer][:, :S, :, :P]       # (S, H, P, D)
+    def decode(self, layer, q, k, v, scaling):
+        """Attention of one new token a live sample to its slot's path and to its own tokens."""
+        slot, sibling, column = self.rows
+        S, G, C = self.mask.shape
+        keys, values = self.kv[layer][:, :S, :, :C]                 # (S, H, C, D)
+        keys[slot, :, column] = k.transpose(0, 1)                   # (N, H, D)
+        values[slot, :, column] = v.transpose(0, 1)
         groups = len(q) // len(k)                                   # query heads that share one key head
         grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # slots x siblings; the finished stay 0
-        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups)) * scaling
-        shared = grid.flatten(2, 3) @ prefix_k.mT                   # (S, H, G * groups, P): reads a path once
-        scores = torch.cat((shared.unflatten(2, (G, groups)), grid @ own_k.mT), -1)
-        scores = scores.masked_fill_(self.hidden, -torch.inf)       # (S, H, G, groups, P + T)
-        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        to_prefix, to_own = weights.split((P, T), -1)
-        out = (to_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (G, groups)) + to_own @ own_v
-        return out[slot, :, sibling].flatten(1, 2)                  # (N, Hq, D)
-
-
-# ---------------------------------------------------------------- the engine: jobs through slots
+        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups))
+        grid, mask = grid.flatten(2, 3), self.mask.repeat_interleave(groups, 1)[:, None]
+        out = torch.cat([F.scaled_dot_product_attention(grid[s], keys[s, :, :c], values[s, :, :c],
+                                                        mask[s, :, :, :c], scale=scaling)
+                         for s, c in self.parts])                   # (S, H, G * groups, D)
+        return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
 
 
 @dataclass
@@ -482,74 +481,69 @@ class Job:
 
 
 class Engine:
-    """Draws `siblings` samples for each of many jobs: `submit` jobs and call `step` again and again; it
-    returns the jobs it ended.
+    """Draws `siblings` samples for each of many jobs: `submit` jobs; every `step` returns those that ended.
 
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish.
+    rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
-    kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
-    stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
+    kv_budget: bytes of stored KV; what was never used goes first, then the least recently used. It is
+    computed again when needed.
+    stats counts decode forwards and tokens: prefilled, reused (prefixes found in the store) and sampled.
     Raises InputError for a model that it cannot serve.
     """
+    SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  kv_budget=None):
-        self.model, self.tokenizer, self.device = model, tokenizer, model.device
-        self.decode = partial(tokenizer.decode, **PLAIN)
+        self.model, self.device, self.decode = model, model.device, partial(tokenizer.decode, **PLAIN)
         self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
         self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
         self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
-        self.waiting, self.submitted = [], 0            # heap of (turn, order of submission, job)
+        self.waiting, self.submitted = [], 0    # heap of (turn, order of submission, first sibling, job)
         self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
-        slots += 0 if whole else slots // 2             # spare ones; whole responses would take too much KV
-        # Of each slot: its job (None: idle); where its samples start, how many tokens they have and may have.
+        parts = -(-siblings // self.SHARE)
+        self.width = -(-siblings // parts)              # samples of a slot
+        slots = parts * (slots if whole else slots + slots // 2)    # whole ones take too much KV
+        # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
         self.jobs = [None] * slots
-        self.start, self.length, self.limit = np.zeros((3, slots), dtype=np.int64)
-        self.rows = None                                # (2, N): slot and sibling of every live sample
-
-        vocabulary = self._check_model(slots)
+        self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
+        self.cache = Slots(slots, self.width)
+        vocabulary = self._check_model()
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
-        zeros = lambda dtype, *shape: torch.zeros(slots, siblings, *shape, dtype=dtype, device=self.device)
-        self.tokens, self.logprobs = zeros(torch.long, max_tokens), zeros(torch.float64, max_tokens)
-        self.keys = zeros(torch.int32, max_tokens, 2)   # random words of every token to come
-        self.last = zeros(torch.long)                   # the token each sample is fed next
+        zeros = lambda dtype, *shape: torch.zeros(slots, self.width, *shape, dtype=dtype, device=self.device)
+        self.tokens = zeros(torch.long, max_tokens + 1)         # the last of the path, then those drawn
+        self.logprobs = zeros(torch.float64, max_tokens)
+        self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
 
-    def _forward(self, tokens, positions, cache, keep=0):
-        """Logits (N, V) of one row of N tokens that attend through `cache`; of the last `keep`, if given. The
-        model's own attention is put back afterwards."""
+    def _forward(self, tokens, positions, through, keep=0):
+        """Logits (N, V) of one row of N tokens that attend `through` a method of Slots; of the last `keep` if
+        given. The model's own attention is put back afterwards."""
         config, own = self.model.config, self.model.config._attn_implementation
         config._attn_implementation = "dvo_slots"
         try:
             with torch.no_grad():
                 return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
                                   position_ids=torch.as_tensor(positions, device=self.device)[None],
-                                  use_cache=False, logits_to_keep=keep, cache=cache).logits[0]
+                                  use_cache=False, logits_to_keep=keep, through=through).logits[0]
         finally:
             config._attn_implementation = own
 
-    def _prefill(self, tokens, past=None):
-        """KV (L, 2, H, P + T, D) of `tokens` after `past`, (L, 2, H, P, D)."""
-        P, cache = 0 if past is None else past.shape[-2], Prefill(past)
-        self._forward(tokens, range(P, P + len(tokens)), cache, keep=1)
-        return torch.stack(cache.kv)
-
-    def _check_model(self, slots):
-        """Make the slots, and compare two prefills and a decode with the model's own forward, once, so that
-        no model is served wrongly. Returns the width of the logits."""
+    def _check_model(self):
+        """Compare two prefills and a decode with the model's own forward, once, so that no model is served
+        wrongly. Returns the width of the logits."""
         tokens = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
         with torch.no_grad():
             expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
         try:
-            kv = self._prefill(tokens[3:6], self._prefill(tokens[:3]))
-            self.cache = Slots(slots, self.siblings, kv)
-            self.cache.load(0, kv)
-            first = torch.zeros(3, 1, dtype=torch.long, device=self.device)
-            self.cache.focus(np.array([6]), np.array([0]), first)
-            logits = self._forward(tokens[6:], [6], self.cache)[0]
+            self.cache.clear(0, 6)
+            for start in 0, 3:
+                self._forward(tokens[start:start + 3], range(start, start + 3),
+                              partial(self.cache.prefill, 0, start), keep=1)
+            self.cache.focus(np.array([0]), np.array([0]))
+            logits = self._forward(tokens[6:], [6], self.cache.decode)[0]
             tolerance = 0.05 if logits.dtype.itemsize == 2 else 3e-4    # by norm: 128k logits have outliers
             if not (logits.float() - expected).norm() <= tolerance * (expected - expected.mean()).norm():
                 raise ValueError("the logits differ: a soft cap, a bias or a state of its own")
@@ -560,28 +554,28 @@ class Engine:
         return len(logits)
 
     def submit(self, job):
-        heapq.heappush(self.waiting, (job.turn, self.submitted, job))
+        """Let `job` wait for slots; its `samples` become the result."""
+        job.samples = [None] * self.siblings
+        for first in range(0, self.siblings, self.width):
+            heapq.heappush(self.waiting, (job.turn, self.submitted, first, job))
         self.submitted += 1
 
     def step(self):
         """Admit jobs, draw one token for every live sample, and return the jobs that this completed."""
         for s, job in enumerate(self.jobs):
-            if job is None and self.waiting and self.live + self.siblings <= self.max_live:
-                self._admit(s, heapq.heappop(self.waiting)[-1])
-        if self.rows is None:
-            self.rows = np.array([(s, g) for s, job in enumerate(self.jobs) if job
-                                  for g, done in enumerate(job.samples) if not done]).reshape(-1, 2).T
-        slot, sibling = self.rows
-        if not len(slot):
+            if job is None and self.waiting and self.live + self.width <= self.max_live:
+                self._admit(s, *heapq.heappop(self.waiting)[2:])
+        if not self.live:
             return []
-        length, S = self.length[slot], slot.max() + 1
-        rows = torch.from_numpy(np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
-        s, g, t, position = rows                                    # (N,) each
-        self.cache.focus(self.start[:S], self.length[:S], rows[:3])
-        logits = self._forward(self.last[s, g], position, self.cache)
+        slot, sibling = np.array([(s, g) for s, job in enumerate(self.jobs) if job
+                                  for g, sample in enumerate(self._part(s)) if sample is None]).T
+        length = self.length[slot]
+        s, g, t, position = torch.from_numpy(                       # (N,) each
+            np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
+        self.cache.focus(slot, sibling)
+        logits = self._forward(self.tokens[s, g, t], position, self.cache.decode)
         token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
-        self.logprobs[s, g, t] = logprob.double()
-        self.tokens[s, g, t] = self.last[s, g] = token
+        self.tokens[s, g, t + 1], self.logprobs[s, g, t] = token, logprob.double()
         blank, self.started[s, g], self.newline[s, g] = self.splitter(
             token, self.started[s, g], self.newline[s, g])
         event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()        # the only wait for the device
@@ -595,7 +589,7 @@ class Engine:
     def _end(self, s, g, event):
         """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) does. Returns a completed job."""
         n, job = self.length[s], self.jobs[s]
-        tokens = self.tokens[s, g, :n].tolist()
+        tokens = self.tokens[s, g, 1:n + 1].tolist()
         text = self.decode(tokens)
         blank = event & 1 and not unanswered(text)
         full = self.start[s] + 1 + n >= context_length(self.model)  # no room for another step
@@ -603,20 +597,20 @@ class Engine:
                "step" if blank and not (self.whole or full) else "cut" if event & 4 else None)
         if end is None:
             return None
-        job.samples[g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
-        self.live, self.rows = self.live - 1, None
-        if None in job.samples:
-            return None
-        for g, ended in enumerate(job.samples):
-            if ended.end == "step":
-                kv = torch.stack([own[:, s, :, g, :len(ended.tokens)] for own in self.cache.own])
-                self._keep(job, hash_tokens(job.path[-1][0], ended.tokens), kv)
-        self._touch(job.path)
-        self.jobs[s], self.length[s] = None, 0
-        return job
+        job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
+        self.live -= 1
+        if end == "step":                                           # never used yet, it may be dropped first
+            self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, g), False)
+        if None not in self._part(s):
+            self.jobs[s] = None
+        return None if None in job.samples else job
 
-    def _admit(self, s, job):
-        """Start `job` in slot s: gather its path's KV, compute what is missing, and set its samples going.
+    def _part(self, s):
+        """The samples of the job in slot s that are drawn there."""
+        return self.jobs[s].samples[self.first[s]:self.first[s] + self.width]
+
+    def _admit(self, s, first, job):
+        """Start the samples of `job` from `first` on in slot s: gather the KV of its path, compute the rest.
 
         The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
         segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
@@ -629,34 +623,34 @@ class Engine:
         have, need = bounds[len(cached)], bounds[-1]
         self.stats["reused"] += have
         self.stats["prefilled"] += need - have
-        kv = torch.cat(cached, -2) if cached else None              # (L, 2, H, P, D)
+        self.cache.clear(s, need)
+        for start, kv in zip(bounds, cached):
+            for buffer, new in zip(self.cache.kv, kv):              # new (2, H, T, D) of a layer
+                buffer[:, s, :, start:start + new.shape[2]] = new
         if have < need:
-            kv = self._prefill(inputs[have:need], kv)
-            for i in range(len(cached), len(job.path)):
-                self._keep(job, keys[i], kv[..., bounds[i]:bounds[i + 1], :].clone())
-        if need:
-            self.cache.load(s, kv)
-        self.start[s] = need
-        self._touch(job.path)
+            self._forward(inputs[have:need], range(have, need), partial(self.cache.prefill, s, have), keep=1)
+            for key, start, end in [*zip(keys, bounds, bounds[1:])][len(cached):]:
+                self._keep(job, key, self.cache.take(s, slice(start, end)))
+        for key in reversed(keys):              # the root last: so descendants are dropped before ancestors
+            if key in self.store:
+                self.store.move_to_end(key)
+        draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
+        self.keys[s, :len(draws)] = draws.to(self.device)
+        self.tokens[s, :, 0], self.started[s], self.newline[s] = inputs[-1], False, False
+        self.first[s], self.start[s], self.length[s] = first, need, 0
         self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
-        self.keys[s] = draw_keys(keys[-1], self.max_tokens, self.siblings).to(self.device)
-        self.last[s], self.started[s], self.newline[s] = inputs[-1], False, False
-        self.jobs[s], job.samples = job, [None] * self.siblings
-        self.live, self.rows = self.live + self.siblings, None
+        self.jobs[s] = job
+        self.live += len(draws)
 
-    def _keep(self, job, key, kv):
+    def _keep(self, job, key, kv, last=True):
+        """Store the KV of a step. Not `last`: it goes before all others if memory runs short."""
         job.keys.add(key)
         if key not in self.store:
             self.store[key] = kv
+            self.store.move_to_end(key, last)
             self.stored += kv.nbytes
         while self.stored > self.budget and self.store:
             self.stored -= self.store.popitem(last=False)[1].nbytes
-
-    def _touch(self, path):
-        """Make a path the most recently used, its root last: so descendants are dropped before ancestors."""
-        for key, _ in reversed(path):
-            if key in self.store:
-                self.store.move_to_end(key)
 
     def forget(self, keys):
         """Drop the KV of `keys`: their tree is finished."""
@@ -696,18 +690,16 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     question that fills the model's context is skipped with a line on stderr.
     """
     candidates = breadth if candidates is None else candidates
-    slots = (16 if model.device.type == "cpu" else 64) if slots is None else slots
-    check_range(iterations=(iterations, 1), breadth=(breadth, 1), depth=(depth, 1), c_puct=(c_puct, 0),
-                slots=(slots, 1), candidates=(candidates, breadth), max_step_tokens=(max_step_tokens, 1),
-                kv_budget=(kv_budget or 0, 0))
-    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                    kv_budget=kv_budget)
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
                   seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer))
-    return _search(engine, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
+    check_search(config | dict(slots=slots, kv_budget=kv_budget))
+    slots = slots or (16 if model.device.type == "cpu" else 64)
+    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                    kv_budget=kv_budget)
+    return _search(engine, tokenizer, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 
-def _search(engine, problems, reward_fn, config, slots, progress):
+def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
     growing = 0                                                 # trees; twice the slots keep all of them busy
 
@@ -722,14 +714,13 @@ def _search(engine, problems, reward_fn, config, slots, progress):
             return tree
         path = job.path[:1]
         for i in tree.path(leaf):
-            tokens = tree.nodes[i].tokens
-            path.append((hash_tokens(path[-1][0], tokens), tokens))
+            path.append((hash_tokens(path[-1][0], tree.nodes[i].tokens), tree.nodes[i].tokens))
         progress(job.samples is not None)
         engine.submit(Job(path, job.keys, job.turn + 1, job.owner))
 
     while True:
         while growing < 2 * slots and (problem := next(problems, None)):
-            prompt = build_prompt(engine.tokenizer, problem["question"])
+            prompt = build_prompt(tokenizer, problem["question"])
             if path := begin(engine.model, prompt, config["seed"], problem["question"]):
                 tree = Tree(problem["question"], problem["answer"], prompt, config)
                 advance(Job(path, owner=(tree, grow(tree, reward_fn, engine.decode, **limits))))
@@ -745,22 +736,22 @@ def _search(engine, problems, reward_fn, config, slots, progress):
 def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
            kv_budget=None, progress=None):
     """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a
-    list of n Samples, empty if the prompt fills the model's context.
+    list of n Samples, empty if the prompt fills the model's context. A prompt given again draws other ones.
 
     A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
     No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
     `progress` is called with 1 for each prompt completed, `slots` and `kv_budget` are those of Engine.
     """
-    if slots is None:
-        slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n))
+    slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n)) if slots is None else slots
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
                     temperature=temperature, whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    responses = [[] for _ in prompts]
+    responses, seen = [[] for _ in prompts], Counter()
     for i, prompt in enumerate(prompts):
-        if path := begin(model, prompt, seed, tokenizer.decode(prompt)):
+        if path := begin(model, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
             engine.submit(Job(path, owner=i))
+        seen[tuple(prompt)] += 1
     left = engine.submitted
     while left:
         for job in engine.step():
@@ -772,18 +763,25 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     return responses
 
 
+def check_search(settings):
+    """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
+    least = dict(iterations=1, breadth=1, depth=1, max_step_tokens=1, slots=1, c_puct=0, kv_budget=0)
+    least["candidates"] = settings["breadth"]
+    check_range(**{name: (settings[name], value) for name, value in least.items()})
+
+
 def check_range(**settings):
-    """Raise InputError for the first of name=(value, least) that is too small."""
+    """Raise InputError for the first of name=(value, least) that is too small; None stands for a default."""
     for name, (value, least) in settings.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-def begin(model, prompt, seed, name):
+def begin(model, prompt, seed, name, repeat=0):
     """The path of a root, see Job; None, with a line on stderr, if the prompt fills the model's context."""
-    context = context_length(model)
+    context, key = context_length(model), (seed % 2**64).to_bytes(8, "little")
     if 0 < len(prompt) < context:
-        return [(hash_tokens((seed % 2**64).to_bytes(8, "little"), prompt), prompt)]
+        return [(hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt), prompt)]
     print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
           f"{name[:60]!r}...", file=sys.stderr)
     return None
@@ -825,9 +823,12 @@ def run_command(main):
     """Run a command's main(): InputError becomes one sentence on stderr and exit status 2."""
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:                     # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_search_flags(parser):
@@ -850,9 +851,7 @@ def add_search_flags(parser):
 def search_settings(args):
     """Keyword arguments of `search` from parsed flags, --seed included."""
     settings = {name: getattr(args, name) for name in search.__kwdefaults__ if name != "progress"}
-    if settings["kv_budget"] is not None:
-        settings["kv_budget"] *= 2**30
-    return settings
+    return settings | dict(kv_budget=args.kv_budget and args.kv_budget * 2**30)
 
 
 def main():
@@ -877,6 +876,8 @@ def main():
         return
     if not (args.model and args.data and args.out):
         raise InputError("give --model, --data and --out to search, or --show TREES to draw")
+    settings = search_settings(args)
+    check_search(settings)
     problems = tasks.load_problems(args.data, split="train")[:args.limit]
     try:
         out = open(args.out, "a", encoding="utf-8")
@@ -884,7 +885,6 @@ def main():
         raise InputError(f"cannot write to {args.out}: {error.strerror}; choose another --out") from None
     model, tokenizer = load_model(args.model, args.device, args.dtype)
     with out, tqdm(total=len(problems) * args.iterations, unit="iteration", smoothing=0.05) as bar:
-        settings = search_settings(args)
         for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **settings):
             out.write(tree.to_json() + "\n")
             out.flush()

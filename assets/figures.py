@@ -43,7 +43,8 @@ def settings(plt, results):
     """Fig. 4: beta and iterations; Fig. 7: step minus response level."""
     figure, (beta, iterations, level) = axes(plt, 3)
     for panel, part, label in (beta, "fig4a", "beta"), (iterations, "fig4b", "search iterations"):
-        rows = {float(x): row.get("test", row) for x, row in results.get(part, {}).items()}
+        rows = {float(x.removeprefix("long, ").split()[0]): row.get("test", row)
+                for x, row in results.get(part, {}).items() if "short" not in x}
         panel.errorbar(list(rows), [100 * r["mean"] for r in rows.values()],
                        [100 * r["se"] for r in rows.values()], marker="o", capsize=3, color="tab:green")
         panel.set_xscale("log")

@@ -1,6 +1,8 @@
 """Measure this project against its peers, on the same input in the same process.
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
+    python tests/bench.py search --shape llama-3-8b --slots 128      # of that shape, random: for a GPU
+    python tests/bench.py scale                                      # many questions, wide trees, small memor
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
     python tests/bench.py plan --model M                             # dvo.py --plan against measured peaks
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
@@ -11,25 +13,31 @@ import argparse
 import collections
 import itertools
 import json
+import os
 import random
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dvo                                                          # noqa: E402
 import eval as tasks                                                # noqa: E402
 import mcts                                                         # noqa: E402
+import tiny                                                         # noqa: E402
 
 
 class Peak:
     """Time and peak memory of a `with` block, in GiB above what was there: of the GPU, else of the process
-    (on Linux)."""
+    (on Linux). Of one thread of a CPU its own time, which others on the machine take less from."""
 
     def __init__(self, device):
         self.device = device
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        self.clock = time.process_time if alone else time.perf_counter
 
     def read(self):
         if self.device.type == "cuda":
@@ -42,13 +50,13 @@ class Peak:
             torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats(self.device)
         else:
             Path("/proc/self/clear_refs").write_text("5")           # the peak becomes the present size
-        self.before, self.start = self.read(), time.perf_counter()
+        self.before, self.start = self.read(), self.clock()
         return self
 
     def __exit__(self, *_):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds, self.gib = time.perf_counter() - self.start, (self.read() - self.before) / 2**30
+        self.seconds, self.gib = self.clock() - self.start, (self.read() - self.before) / 2**30
 
 
 def path_tokens(tree, i):
@@ -74,7 +82,6 @@ class StepEnds:
 
 def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
     """`breadth` next steps after each of `paths` (token ids) in one call of generate, as lists of Samples."""
-    eos = model.generation_config.eos_token_id
     width = max(map(len, paths))
     pad = tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in paths], device=model.device)
@@ -88,11 +95,10 @@ def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
         end, n = "cut", len(row)
         for i, token in enumerate(row):
             blank, started, newline = splitter(torch.tensor([token], device=model.device), started, newline)
-            if token in ([eos] if isinstance(eos, int) else eos) or blank:
+            if splitter.eos[token] or blank:
                 end, n = "step" if blank else "eos", i + 1
                 break
-        text = tokenizer.decode(row[:n], skip_special_tokens=True)
-        samples.append(mcts.Sample(row[:n], [-1.0] * n, text, end))
+        samples.append(mcts.Sample(row[:n], [-1.0] * n, tokenizer.decode(row[:n]), end))
     return [samples[i:i + breadth] for i in range(0, len(samples), breadth)]
 
 
@@ -100,73 +106,273 @@ class FullPrefix:
     """Attention of one token a row to a full prefix of its own: the least that any engine must do that shares
     nothing."""
 
-    def __init__(self, rows, like, length):
-        L, _, H, _, D = like.shape
-        self.kv = [torch.randn(2, rows, H, length, D, dtype=like.dtype, device=like.device) for _ in range(L)]
+    def __init__(self, rows, buffers, length):
+        self.kv = [b.new_empty(2, rows, b.shape[2], length, b.shape[4]).normal_() for b in buffers]
 
-    def attend(self, layer, q, k, v, scaling):
+    def __call__(self, layer, q, k, v, scaling):
         K, V = self.kv[layer]
         K[:, :, -1], V[:, :, -1] = k.transpose(0, 1), v.transpose(0, 1)     # (N, H, D)
         q = q.transpose(0, 1).unflatten(1, (len(k), -1))        # (N, H, groups, D): no copy of K a query head
         return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)
 
 
-def ceiling(engine, rows, prefix, steps=12):
-    """Tokens/s and peak GiB of pure decode forwards: `rows` rows after `prefix` tokens each, no mask, no
-    sampling, no bookkeeping."""
-    like = engine._prefill([0, 0])
-    cache, tokens = FullPrefix(rows, like, prefix), torch.zeros(rows, dtype=torch.long, device=engine.device)
+def ceiling(engine, rows, prefix, steps=21):
+    """Tokens/s and GiB of pure decode forwards (the median one): `rows` rows after `prefix` tokens each, no
+    mask, no sampling, no bookkeeping."""
+    attend = FullPrefix(rows, engine.cache.kv, prefix)
+    tokens = torch.zeros(rows, dtype=torch.long, device=engine.device)
     position = torch.full_like(tokens, prefix)
-    engine._forward(tokens, position, cache)
+    times = []
     with Peak(engine.device) as peak:
         for _ in range(steps):
-            engine._forward(tokens, position, cache)
-    return rows * steps / peak.seconds, peak.gib
+            with Peak(engine.device) as one:
+                engine._forward(tokens, position, attend)
+            times.append(one.seconds)
+    return rows / statistics.median(times), peak.gib
+
+
+# Random models of these shapes stand in for weights that are not at hand: speed does not depend on them.
+SHAPES = {
+    "llama-3-8b": dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                       num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192),
+    "smollm2-135m": dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192),
+    "tiny": dict(vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192)}
+
+
+def shaped(name, device, dtype):
+    """A random model of SHAPES and the tokenizer of the tests; it never writes an EOS."""
+    config = transformers.LlamaConfig(**SHAPES[name], eos_token_id=None, bos_token_id=None, pad_token_id=0)
+    device = mcts.pick_device(device)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(
+            torch, dtype or ("bfloat16" if device.type == "cuda" else "float32")), attn_implementation="sdpa")
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    return model.eval(), tiny.tokenizer()
+
+
+def force_lengths(engine, mean):
+    """Let a step end by its token alone, with chance 1 / mean: random weights write no blank lines. Lengths
+    are then geometric, a little more uneven than those of real steps."""
+    chance = torch.rand(len(engine.token_hash), generator=torch.Generator().manual_seed(0))
+    ends = (chance < 1 / mean).to(engine.device)
+    engine.splitter.__class__ = type("Forced", (mcts.StepSplitter,), {
+        "__call__": lambda self, token, started, newline: (ends[token], started, newline)})
+    engine.splitter.eos[:] = False
+    engine.decode = lambda tokens: " ".join(map(str, tokens))
+
+
+class Enough(Exception):
+    """Ends a search early."""
+
+
+def start(model, tokenizer, problems, args, before_step=None):
+    """A search with the settings of `args`, and its engine, which calls before_step() at every step."""
+    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens,
+                    slots=args.slots, seed=args.seed, kv_budget=args.kv_budget and args.kv_budget * 2**30)
+    searching = mcts.search(model, tokenizer, problems, tasks.reward, **settings)
+    engine = searching.gi_frame.f_locals["engine"]
+    step = engine.step
+    if args.shape:
+        force_lengths(engine, mean=40)
+    if before_step:
+        engine.step = lambda: (before_step(), step())[1]
+    return searching, engine
+
+
+def profile(model, tokenizer, problems, args, first=30, last=40):
+    """Print what steps `first` to `last` of a search spend their time on, by operation."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if model.device.type == "cuda" else []
+    profiler, steps = torch.profiler.profile(activities=kinds), iter(range(last + 1))
+
+    def before_step():
+        n = next(steps)
+        if n == first:
+            profiler.__enter__()
+        elif n == last:
+            profiler.__exit__(None, None, None)
+            raise Enough
+
+    begun = time.perf_counter()
+    try:
+        list(start(model, tokenizer, problems, args, before_step)[0])
+        return                                                      # too short a search to profile
+    except Enough:
+        pass
+    on = "self_device_time_total" if model.device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, on))
+    total = sum(getattr(e, on) for e in events)
+    print(f"\n{last - first} steady steps, {total / 1e6:.3f} s of {'GPU' if 'device' in on else 'CPU'} time "
+          f"({(time.perf_counter() - begun):.1f} s with the first {first}, and profiling):")
+    for event in events[:8]:
+        print(f"  {getattr(event, on) / total:6.1%}  {event.count:6} x {event.key[:80]}")
+
+
+def roofline(device, dtype):
+    """Measured bytes/s of copying and FLOP/s of multiplying matrices, the best of a few tries."""
+    big, n = (2**31, 8192) if device.type == "cuda" else (2**28, 1024)
+    x, best = torch.ones(big // dtype.itemsize, dtype=dtype, device=device), {}
+    a, y = torch.randn(n, n, device=device).to(dtype), torch.empty_like(x)
+    for name, work, amount in ("copy", lambda: y.copy_(x), 2 * big), ("matmul", lambda: a @ a, 2 * n**3):
+        for _ in range(6):
+            with Peak(device) as peak:
+                work()
+            best[name] = max(best.get(name, 0), amount / peak.seconds)
+    return best["copy"], best["matmul"]
+
+
+def by_continuous_batching(model, paths, breadth, n):
+    """transformers' own engine with paged attention, n new tokens a sample without any stop. Returns them."""
+    config = transformers.GenerationConfig(max_new_tokens=n, do_sample=True, temperature=1.0, top_k=0,
+                                           top_p=1.0, eos_token_id=-1, pad_token_id=0)
+    out = model.generate_batch([path for path in paths for _ in range(breadth)], generation_config=config)
+    return sum(len(one.generated_tokens) for one in out.values())
 
 
 def search(args):
-    """Useful tokens/s (those that end in tree nodes) of a whole search with its tails, (c); of generate on a
-    random sample of the very same expansions, (a) one tree at a time and (b) 16 trees; and (d) the ceiling of
-    decoding without sharing."""
-    model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
+    """Useful tokens/s (those that end in tree nodes, so a merged duplicate counts once) of (c) a whole search
+    with its start and its tail; of generate on expansions drawn at random from that search, (a) one tree at a
+    time and (b) 16 trees; and (d) the ceiling: decoding alone, as many rows, mean prefix, nothing shared. On
+    a GPU also (e), continuous batching, whose every token counts.
+
+    The paper searches 80 iterations a tree. 8 keep this under 15 minutes on one CPU thread. Prefixes are
+    then shorter than the paper's, which favours the peers, and the start and the tail of (c) weigh more.
+    """
+    if args.shape:
+        model, tokenizer = shaped(args.shape, args.device, args.dtype)
+    else:
+        model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
     problems = tasks.load_problems(args.data, split="train", limit=args.limit)
-    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens,
-                    slots=args.slots, seed=args.seed, kv_budget=args.kv_budget and args.kv_budget * 2**30)
+    columns = 0                                                     # of KV that the decode steps have read
+
+    def count():
+        nonlocal columns
+        columns += sum(int(n) for n, job in zip(engine.cache.used, engine.jobs) if job)
     with Peak(model.device) as peak:
-        searching = mcts.search(model, tokenizer, problems, tasks.reward, **settings)
-        engine = searching.gi_frame.f_locals["engine"]
+        searching, engine = start(model, tokenizer, problems, args, count)
         trees = list(searching)
+    ours, stats = peak, engine.stats
     steps = [len(n.tokens) for t in trees for n in t.nodes[1:]]
     expanded = [path_tokens(t, i) for t in trees for i, n in enumerate(t.nodes) if n.children]
-    prefix = sum(map(len, expanded)) / len(expanded)
-    stats = engine.stats
+    prefix, mean = sum(map(len, expanded)) / len(expanded), sum(steps) / len(steps)
     rows = {"(c) ours": (sum(steps) / peak.seconds, len(expanded) / peak.seconds, stats["prefilled"],
                          stats["reused"], peak.gib)}
     print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
-          f"{sum(steps) / len(steps):.1f} in {peak.seconds:.0f} s, "
+          f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
           f"{stats['sampled'] / stats['forwards']:.1f} live samples a forward", flush=True)
+
     draw = random.Random(args.seed)
-    for name, together, batches in (("(a) generate, one tree", 1, args.batches * 4),
-                                    ("(b) generate, 16 trees", 16, args.batches)):
+
+    def peer(name, together, batches, tokens_of):
         tokens = prefilled = 0
         with Peak(model.device) as peak:
             for _ in range(batches):
-                paths = draw.sample(expanded, together)
-                drawn = by_generate(model, tokenizer, engine.splitter, paths, args.breadth,
-                                    args.max_step_tokens)
-                different = [s for samples in drawn for s in {s.text: s for s in samples}.values()]
-                tokens += sum(len(s.tokens) for s in different)
+                paths = draw.sample(expanded, min(together, len(expanded)))
+                tokens += tokens_of(paths)
                 prefilled += sum(map(len, paths))
         if batches:
             rows[name] = tokens / peak.seconds, batches * together / peak.seconds, prefilled, 0, peak.gib
+
+    def generated(paths):
+        drawn = by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
+        return sum(len(s.tokens) for samples in drawn for s in {s.text: s for s in samples}.values())
+    peer("(a) generate, one tree", 1, args.batches * 6, generated)
+    peer("(b) generate, 16 trees", 16, args.batches, generated)
     live = args.slots * args.breadth
     rate, gib = ceiling(engine, live, round(prefix))
-    rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * sum(steps) / len(steps)), 0, 0, gib
+    rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
+    weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
+    if model.config.tie_word_embeddings:
+        weights += model.get_output_embeddings().weight.numel()
+    kv = sum(b[0, 0, :, 0].numel() * 2 for b in engine.cache.kv)                # numbers a column
+    moved = (weights * stats["forwards"] + kv * columns) * model.dtype.itemsize
+    flops = 2 * weights * (stats["sampled"] + stats["prefilled"])
+    copy, matmul = roofline(model.device, model.dtype)
+    print(f"\n(c) reads at least {moved / ours.seconds / 1e9:.1f} GB/s, {moved / ours.seconds / copy:.1%} of "
+          f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do "
+          f"{flops / ours.seconds / 1e9:.1f} GFLOP/s, {flops / ours.seconds / matmul:.1%} of its matmul rate "
+          f"of {matmul / 1e9:.1f}")
+    profile(model, tokenizer, problems, args)
+    if args.continuous or model.device.type == "cuda" and hasattr(model, "generate_batch"):
+        peer("(e) continuous batching", 2 * args.slots, args.batches and 1,
+             lambda paths: by_continuous_batching(model, paths, args.breadth, round(mean)))
     heads = "tokens/s", "iter/s", "prefilled", "reused", "peak GiB", "(c) / this"
     print("\n{:26}{:>10}{:>9}{:>11}{:>9}{:>10}{:>12}".format("", *heads))
     for name, row in sorted(rows.items()):
         ratio = rows["(c) ours"][0] / row[0]
         print("{:26}{:10.1f}{:9.2f}{:11}{:9}{:10.2f}{:12.2f}".format(name, *row, ratio))
+
+
+# ---------------------------------------------------------------- search: what grows and what does not
+
+
+def scale(args):
+    """Seconds an iteration as questions, breadth and trees grow; memory over 10,000 finished trees; and a
+    search with a tenth of the memory it would like. A tiny random model, so that the search itself shows."""
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    reward = lambda text, answer: 1 if mcts.MARKER in text and answer in text else -1
+    questions = ({"question": f"Add {n} to 4.", "answer": "7"} for n in itertools.count())
+
+    def run(title, n, model=model, **settings):
+        """Search n new questions and print what an iteration takes."""
+        settings = dict(iterations=10, breadth=5, max_step_tokens=16) | settings
+        searching = mcts.search(model, tokenizer, itertools.islice(questions, n), reward, **settings)
+        engine = searching.gi_frame.f_locals["engine"]
+        with Peak(model.device) as peak:
+            children = [len(node.children) for tree in searching for node in tree.nodes]
+        expansions, tokens = sum(map(bool, children)), engine.stats["sampled"]
+        print(f"{title:32}{1000 * peak.seconds / expansions:10.2f}{1e6 * peak.seconds / tokens:12.0f}"
+              f"{expansions:12}{sum(children):10}", flush=True)
+    print(f"{'':32}{'ms/iter':>10}{'us/token':>12}{'iterations':>12}{'nodes':>10}")
+    run("warm up", 10)
+    for n in 10, 100, 1000:
+        run(f"{n} questions", n)
+    for breadth in 5, 16, 32:
+        run(f"breadth {breadth}, 64 questions", 64, breadth=breadth)
+    deep = tiny.model(chances=tiny.CHANCES | {tiny.END: 0.1, tiny.TURN: 0.1, "Final Answer:": 0.3})
+    for iterations in 20, 80, 320:
+        run(f"{iterations} iterations, 32 questions", 32, model=deep, iterations=iterations)
+    print("\nmemory of the process over finished trees (2 iterations, breadth 2), MiB:")
+    memory_over_trees(model, tokenizer, questions, reward, total=10_000)
+    print("\na search with the KV memory it would fill, and with a tenth of that:")
+    if args.model:
+        model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
+        problems, reward = tasks.load_problems(args.data, split="train", limit=args.limit), tasks.reward
+    else:
+        model, problems = tiny.model(dtype=torch.float64), [*itertools.islice(questions, 100)]
+    tenth_of_memory(model, tokenizer, problems, reward)
+
+
+def memory_over_trees(model, tokenizer, questions, reward, total):
+    """Print the resident memory as trees are finished and thrown away."""
+    trees = mcts.search(model, tokenizer, itertools.islice(questions, total), reward, iterations=2, breadth=2,
+                        max_step_tokens=8)
+    page = os.sysconf("SC_PAGE_SIZE")
+    for n, _ in enumerate(trees, 1):
+        if n in (100, 1000, 2000, 5000, total):
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            print(f"{n:8} trees {resident / 2**20:8.1f}", flush=True)
+
+
+def tenth_of_memory(model, tokenizer, problems, reward):
+    """Compare a search with a tenth of the KV memory that it would fill with one that has it all."""
+    runs, budget = {}, None
+    for name in "all", "a tenth":
+        searching = mcts.search(model, tokenizer, problems, reward, iterations=10, max_step_tokens=64,
+                                kv_budget=budget)
+        engine, most = searching.gi_frame.f_locals["engine"], [0]
+        keep = engine._keep
+        engine._keep = lambda *a: (keep(*a), most.append(max(most.pop(), engine.stored)))
+        with Peak(model.device) as peak:
+            runs[name] = {t.question: [(n.parent, n.tokens, n.visits, n.value) for n in t.nodes]
+                          for t in searching}
+        print(f"{name:8} {most[0] / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
+              f"{engine.stats['sampled']:8} sampled, {peak.seconds:7.1f} s", flush=True)
+        budget = most[0] // 10
+    same = sum(tree == runs["a tenth"][question] for question, tree in runs["all"].items())
+    print(f"{same} of {len(problems)} trees are the same")
 
 
 # ---------------------------------------------------------------- training
@@ -311,14 +517,14 @@ def report(name, judge, cases, show):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in search, train, plan, match:
+    for command in search, scale, train, plan, match:
         sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
         sub.set_defaults(run=command)
         if command is match:
             sub.add_argument("--cases", required=True, help="file of labelled pairs")
             sub.add_argument("--show", action="store_true", help="print every wrong verdict")
             continue
-        sub.add_argument("--model", required=True)
+        sub.add_argument("--model", required=command in (train, plan))
         sub.add_argument("--device")
         sub.add_argument("--dtype", choices=("float32", "bfloat16", "float64"))
         sub.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
@@ -326,21 +532,27 @@ def main():
             sub.add_argument("--trees", required=True, help="trees of that model")
             sub.add_argument("--limit", type=int, default=8, help="trees (default: 8)")
             sub.add_argument("--paths", type=int, default=8, help="a question (default: 8)")
-        elif command is plan:
+        if command is plan:
             sub.add_argument("--micro-tokens", type=int, default=2048)
             sub.add_argument("--activation-checkpointing", action="store_true")
-        else:
-            sub.add_argument("--data", required=True, help="task or JSON Lines file")
-            sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
-            sub.add_argument("--iterations", type=int, default=10, help="a tree (default: 10)")
-            sub.add_argument("--batches", type=int, default=3,
-                             help="of 16 expansions by peer (b), of 4 by (a); 0: none (default: 3)")
+        if command in (train, plan):
+            continue
+        sub.add_argument("--data", default="arithmetic", help="task or JSON Lines file (default: arithmetic)")
+        sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
+        if command is search:
+            sub.add_argument("--shape", choices=SHAPES, help="of a random model instead of --model")
+            sub.add_argument("--iterations", type=int, default=8, help="a tree (default: 8)")
+            sub.add_argument("--batches", type=int, default=1,
+                             help="of 16 expansions by peer (b), of 6 by (a); 0: none (default: 1)")
+            sub.add_argument("--continuous", action="store_true", help="peer (e) on a CPU, too")
             sub.add_argument("--breadth", type=int, default=5)
             sub.add_argument("--slots", type=int, default=16)
             sub.add_argument("--max-step-tokens", type=int, default=64)
             sub.add_argument("--kv-budget", type=float, help="GiB")
             sub.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.command == "search" and not (args.model or args.shape):
+        parser.error("give --model or --shape")
     if "threads" in args:
         torch.set_num_threads(args.threads)
     args.run(args)

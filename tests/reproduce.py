@@ -38,7 +38,7 @@ METHODS = ["dvo", "dvo-response", "rft", "dpo", "step-dpo", "kto", "oreo"]
 RATES = [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3]    # the common grid, widened where the best lies at its edge
 TUNING_SEEDS = 2
 DEFAULTS = dict(chain="long", method="dvo", lr=1e-4, beta=0.1, paths=4, iterations=40, breadth=5, rounds=1,
-                targets="search", value_lr=1e-3, questions=200, examples="own")
+                targets="search", value_lr=1e-3, questions=200, examples_of=None)
 
 
 # ---------------------------------------------------------------- bases and trees, shared by the cells
@@ -165,13 +165,14 @@ def train_cell(out, seed, **settings):
         else:                                                       # small rounds share the questions
             part = questions(s.chain, "train", s.questions, seed)[r::s.rounds]
             grown = search(policy, tokenizer, part, s.chain, seed + r, s.iterations, s.breadth)
-        kept = [(t, e) for t in grown if (e := dvo.make_example(t, s.paths, seed, choose=choose))]
-        if s.examples == "first5":                                  # paths of 5 iterations, values of all
-            early = {t.question: t for t in trees(out, seed, s.chain, 5, s.breadth, s.questions)}
-            kept = [(t, e) for t in grown if (e := dvo.make_example(early[t.question], s.paths, seed))]
-            for t, e in kept:
+        source = grown                                              # more iterations continue the same tree:
+        if s.examples_of:                                           # paths of few, with the values of all
+            source = trees(out, seed, s.chain, s.examples_of, s.breadth, s.questions)
+        made = [dvo.make_example(t, s.paths, seed, choose=choose) for t in source]
+        kept, examples = zip(*[(t, e) for t, e in zip(grown, made) if e])
+        if s.examples_of:
+            for t, e in zip(kept, examples):
                 e.value = torch.tensor([node.value for node in t.nodes[:len(e.value)]])
-        kept, examples = zip(*kept)
         if objective == "kto":
             dvo.add_foreign(examples, seed)
         dvo.add_reference(policy, examples, 4096)
@@ -344,10 +345,12 @@ def fig4a(cells, seeds):
 
 
 def fig4b(cells, seeds):
+    """Values of more and more iterations on the very same paths, those that few iterations found: 5 on short
+    chains; 10 on long ones, where 5 find no solution."""
     lr, _ = cells.tuned(seeds, chain="long", method="dvo")
-    return {str(n): spread(tests(cells.run("train", [dict(
-        seed=s, chain="long", method="dvo", lr=lr, iterations=n, examples="first5") for s in seeds])))
-        for n in (5, 10, 20, 40, 80)}
+    return {f"{chain}, {n} iterations": spread(tests(cells.run("train", [dict(
+        seed=s, chain=chain, method="dvo", lr=lr, iterations=n, examples_of=few) for s in seeds])))
+        for chain, few in (("short", 5), ("long", 10)) for n in (5, 10, 20, 40, 80) if n >= few}
 
 
 def fig5(cells, seeds):

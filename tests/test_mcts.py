@@ -11,6 +11,7 @@ import doctest
 import io
 import json
 import math
+import os
 import random
 import sys
 
@@ -417,6 +418,15 @@ def test_same_seed_same_trees(variant, lm, tok, trees):
         assert got == expected
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
+def test_broad_jobs_take_several_slots_of_the_cache(settings, lm, tok, trees, monkeypatch):
+    """Three siblings at two a slot: the parts of a job start and end on their own; the tree is the same."""
+    monkeypatch.setattr(mcts.Engine, "SHARE", 2)
+    for question, tree in grown(lm, tok, **settings).items():
+        assert [(n.tokens, n.visits) for n in tree.nodes] == [
+            (n.tokens, n.visits) for n in trees[question].nodes]
+
+
 def test_other_seed_other_trees(lm, tok, trees):
     for question, tree in grown(lm, tok, seed=1).items():
         assert [n.tokens for n in tree.nodes] != [n.tokens for n in trees[question].nodes]
@@ -519,6 +529,15 @@ def test_sampled_responses(temperature, lm, tok):
 def test_prompts_as_text_or_tokens(lm, tok):
     ids = [tok(p).input_ids for p in PROMPTS]
     assert mcts.sample(lm, tok, PROMPTS, max_new_tokens=8) == mcts.sample(lm, tok, ids, max_new_tokens=8)
+
+
+def test_a_prompt_given_again_draws_other_samples(lm, tok):
+    """The first draws what it would alone, the second is independent of it, and both are reproducible."""
+    draw = lambda prompts: [[s.tokens for s in samples] for samples in mcts.sample(
+        lm, tok, prompts, n=3, max_new_tokens=12)]
+    first, other, second = draw([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    assert [first, other] == draw(PROMPTS[:2]) and draw([PROMPTS[0]] * 2) == [first, second]
+    assert not any(tokens in first for tokens in second)
 
 
 # ---------------------------------------------------------------- random numbers by key
@@ -762,7 +781,7 @@ def test_what_a_search_writes_into_a_tree(lm, tok, trees):
     tree = trees[QUESTIONS[1]]
     assert tree.prompt == tok(QUESTIONS[1]).input_ids and tree.answer == "7"
     assert tree.config == dict(iterations=25, breadth=3, depth=5, c_puct=1.5, candidates=3, seed=0,
-                               max_step_tokens=12)
+                               max_step_tokens=12, tokenizer=mcts.fingerprint(tok))
     assert all(n.text == tok.decode(n.tokens, skip_special_tokens=True) for n in tree.nodes)
     assert max(len(n.children) for n in tree.nodes) == 3 and max(n.depth for n in tree.nodes) <= 5
     assert max(len(n.tokens) for n in tree.nodes) <= 12
@@ -772,6 +791,9 @@ GOOD = small_tree().to_json().encode()
 BROKEN = {"not JSON": b"{", "empty": b"", "list": b"[]", "number": b"7", "no fields": b"{}",
           "torn": GOOD[:-9], "not UTF-8": b"\xff" + GOOD,
           "no nodes": GOOD[:GOOD.index(b'[{"parent"')] + b"[]}",
+          "parent is itself": GOOD.replace(b'"parent": 1', b'"parent": 3', 1),
+          "parent comes later": GOOD.replace(b'"parent": 1', b'"parent": 5', 1),
+          "two roots": GOOD.replace(b'"parent": 1', b'"parent": -1', 1),
           "parent unknown": GOOD.replace(b'"parent": 1', b'"parent": 9'),
           "field missing": GOOD.replace(b'"visits"', b'"visit"')}
 
@@ -818,6 +840,24 @@ def test_colours(monkeypatch):
     assert mcts.paint("x", -1) == "\033[38;5;196mx\033[0m" and mcts.paint("x", 1) == "\033[38;5;46mx\033[0m"
     monkeypatch.setenv("NO_COLOR", "1")
     assert mcts.paint("x", -1) == "x"
+
+
+def test_a_reader_who_has_seen_enough(monkeypatch):
+    """`mcts.py --show trees.jsonl | head` ends without a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        mcts.run_command(lambda: print("Add.\n" * 100_000))
+
+
+def test_bad_settings_are_told_before_a_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(mcts, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "questions.jsonl").write_text(json.dumps(PROBLEMS[0]))
+    monkeypatch.setattr(sys, "argv", ["mcts.py", "--model", "M", "--data", str(tmp_path / "questions.jsonl"),
+                                      "--out", str(tmp_path / "trees.jsonl"), "--slots", "0"])
+    with pytest.raises(InputError, match="--slots is 0"):
+        mcts.main()
 
 
 def test_doctests():
