@@ -32,8 +32,7 @@ from itertools import accumulate, chain, cycle, takewhile
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer,
-                          GenerationConfig)
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
@@ -348,8 +347,7 @@ def pick(logits, keys, token_hash, temperature):
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     tokens, logprobs = [], []
-    on_cpu = logits.device.type == "cpu"                        # so many rows at a time as stay in its cache
-    rows = max(1, 2**17 // logits.shape[1]) if on_cpu else len(logits)
+    rows = max(1, 2**17 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)     # in its cache
     for row, key in zip(logits.split(rows), keys.split(rows)):
         a, b = key[:, :1], key[:, 1:] | 1
         bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
@@ -357,15 +355,14 @@ def pick(logits, keys, token_hash, temperature):
         row = row - row.amax(-1, keepdim=True)
         weights = row.exp()                                     # of the tokens at temperature 1
         total = weights.sum(-1)
-        if temperature != 1:
-            weights = (row / temperature).exp_()
+        weights = weights if temperature == 1 else (row / temperature).exp_()
         token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)   # largest log p + Gumbel
         tokens.append(token[:, 0])
         logprobs.append(row.gather(1, token)[:, 0] - total.log())
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-# ---------------------------------------------------------------- the engine: attention over slots
+# ---------------------------------------------------------------- the engine: slots, and jobs through them
 
 
 def attend(module, query, key, value, mask, scaling, through=None, softcap=None, s_aux=None, **_):
@@ -453,9 +450,6 @@ class Slots:
         return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
 
 
-# ---------------------------------------------------------------- the engine: jobs through slots
-
-
 @dataclass
 class Sample:
     """Tokens drawn after a path. `end`: "step" (blank line), "answer" (blank line after a final answer),
@@ -486,8 +480,9 @@ class Engine:
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
     rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
-    kv_budget: bytes of stored KV; the least recently used goes first and is computed again when needed.
-    stats counts tokens prefilled, reused (prefix tokens found in the store) and sampled, and decode forwards.
+    kv_budget: bytes of stored KV; what was never used goes first, then the least recently used. It is
+    computed again when needed.
+    stats counts decode forwards and tokens: prefilled, reused (prefixes found in the store) and sampled.
     Raises InputError for a model that it cannot serve.
     """
     SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
@@ -503,7 +498,7 @@ class Engine:
         self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
         parts = -(-siblings // self.SHARE)
         self.width = -(-siblings // parts)              # samples of a slot
-        slots = parts * (slots if whole else slots + slots // 2)    # spare whole responses: too much KV
+        slots = parts * (slots if whole else slots + slots // 2)    # whole ones take too much KV
         # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
         self.jobs = [None] * slots
         self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
@@ -713,8 +708,7 @@ def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
             return tree
         path = job.path[:1]
         for i in tree.path(leaf):
-            tokens = tree.nodes[i].tokens
-            path.append((hash_tokens(path[-1][0], tokens), tokens))
+            path.append((hash_tokens(path[-1][0], tree.nodes[i].tokens), tree.nodes[i].tokens))
         progress(job.samples is not None)
         engine.submit(Job(path, job.keys, job.turn + 1, job.owner))
 

@@ -503,8 +503,8 @@ def main():
         if command is search:
             sub.add_argument("--shape", choices=SHAPES, help="of a random model instead of --model")
             sub.add_argument("--iterations", type=int, default=8, help="a tree (default: 8)")
-            sub.add_argument("--batches", type=int, default=2,
-                             help="of 16 expansions by peer (b), of 6 by (a); 0: none (default: 2)")
+            sub.add_argument("--batches", type=int, default=1,
+                             help="of 16 expansions by peer (b), of 6 by (a); 0: none (default: 1)")
             sub.add_argument("--continuous", action="store_true", help="peer (e) on a CPU, too")
             sub.add_argument("--breadth", type=int, default=5)
             sub.add_argument("--slots", type=int, default=16)
