@@ -21,6 +21,7 @@ import pytest
 from safetensors.torch import load_file
 
 import tiny
+import dvo
 import eval as tasks
 import mcts
 
