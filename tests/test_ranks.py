@@ -155,6 +155,20 @@ def test_ranks_do_not_change_training_in_float32(ranks, given, tmp_path):
         assert (weight - alone[1][1][name]).norm() <= 1e-5 * weight.norm(), name
 
 
+@pytest.mark.parametrize("flag, value", [
+    ("--objective", "kto"), ("--objective", "oreo"), ("--targets", "value-model")])
+def test_ranks_do_not_change_what_needs_more_than_log_probs(flag, value, given, tmp_path, monkeypatch):
+    """KTO's reference point over all ranks; a sharded value head; a value model, trained and set back."""
+    arguments = [*given[0][:-2], flag, value, "--value-lr", 1e-2, "--dtype", "float64"]
+    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments), "--out", str(tmp_path / "one")])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    dvo.main()
+    finish(launch(2, *arguments, "--out", tmp_path / "two"))
+    (_, one, losses, _), (_, two, again, _) = (outcome(tmp_path / name) for name in ("one", "two"))
+    assert len(losses) == 6 and again == pytest.approx(losses, rel=1e-6)
+    assert all((weight - one[1][name]).norm() <= 1e-6 * weight.norm() for name, weight in two[1].items())
+
+
 def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
     """Llama-3-8B but for depth and width, random: 128,256 entries, grouped keys, two EOS, a chat template,
     bfloat16; bootstrapping, search, training and evaluation on two ranks. The model loads again."""
@@ -366,9 +380,10 @@ def kill(times, folder):
     alone, whole = outcome(folder / "alone"), time.time() - begin
     print(f"undisturbed: {whole:.1f} s\nkill  second  run  what it was doing", flush=True)
     for count in itertools.count(1):
-        run, trees = folder / f"run{count}", {}
+        run, trees, left = folder / f"run{count}", {}, whole
         while True:
-            (process, _), limit = start(run), draw.uniform(0, whole)
+            (process, _), limit = start(run), draw.uniform(0, left)
+            left -= limit                                           # what the restarted run has yet to do
             try:
                 _, err = process.communicate(timeout=limit if number < times else 600)
                 break
