@@ -1,22 +1,22 @@
-"""Draw the README's figures from the numbers of tests/reproduce.py, and a tree as it looks in a terminal.
+"""Draw the README's figures from the numbers of tests/reproduce.py: assets/results.json -> assets/*.svg.
 
     pip install matplotlib                                          # needed here only
-    python assets/figures.py                                        # assets/results.json -> assets/*.svg
-    python assets/figures.py --tree RUN/round1/trees.rank0.jsonl    # -> assets/tree.svg
+    python assets/figures.py
 """
-import argparse
-import html
 import json
-import sys
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt                                     # noqa: E402
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
 NAMES = {"base": "base", "dvo": "DVO", "dvo-response": "DVO response", "rft": "RFT", "dpo": "DPO",
          "step-dpo": "Step-DPO", "kto": "KTO", "oreo": "OREO"}
 
 
-def axes(plt, columns, title=None):
+def axes(columns):
     figure, panels = plt.subplots(1, columns, figsize=(4.6 * columns, 3.3), layout="constrained")
     for panel in panels if columns > 1 else [panels]:
         panel.spines[["top", "right"]].set_visible(False)
@@ -24,9 +24,9 @@ def axes(plt, columns, title=None):
     return figure, panels
 
 
-def objectives(plt, results):
+def objectives(results):
     """Table 1: accuracy of each objective on the same trees."""
-    figure, panels = axes(plt, len(results["table1"]))
+    figure, panels = axes(len(results["table1"]))
     for panel, (chain, rows) in zip(panels, results["table1"].items()):
         shown = {m: rows[m]["test"] for m in NAMES if m in rows and rows[m]["test"]}
         for x, (method, test) in enumerate(shown.items()):
@@ -39,9 +39,9 @@ def objectives(plt, results):
     return figure
 
 
-def settings(plt, results):
+def settings(results):
     """Fig. 4: beta and iterations; Fig. 7: step minus response level."""
-    figure, (beta, iterations, level) = axes(plt, 3)
+    figure, (beta, iterations, level) = axes(3)
     for panel, part, label in (beta, "fig4a", "beta"), (iterations, "fig4b", "search iterations"):
         rows = {float(x.removeprefix("long, ").split()[0]): row.get("test", row)
                 for x, row in results.get(part, {}).items() if "short" not in x}
@@ -62,9 +62,9 @@ def settings(plt, results):
     return figure
 
 
-def rewards(plt, results):
+def rewards(results):
     """Fig. 5: implicit rewards during training."""
-    figure, panels = axes(plt, 2)
+    figure, panels = axes(2)
     for panel, (method, part) in zip(panels, results["fig5"].items()):
         steps = [5 * i for i in range(len(part["curve"]))]
         for column, (name, colour) in enumerate((("correct", "tab:green"), ("incorrect", "tab:red"))):
@@ -77,43 +77,8 @@ def rewards(plt, results):
     return figure
 
 
-def tree_picture(path):
-    """mcts.draw, with its colours, as SVG text."""
-    import mcts
-
-    def colour(value):
-        return f"rgb({round(105 * (1 - value))},{round(75 * (1 + value))},60)"
-    mcts.paint = lambda text, value: f"\0{colour(value)}\0{text}\0"
-    outcomes = lambda tree: {node.reward for node in tree.nodes if node.terminal and node.valid}
-    mixed = [tree for tree in mcts.read_trees(path) if outcomes(tree) == {1, -1}]
-    tree = min(mixed, key=lambda t: abs(sum(n.visits > 0 for n in t.nodes) - 16))
-    lines = list(mcts.draw(tree, width=130))
-    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {18 * len(lines) + 12}" '
-           'font-family="monospace" font-size="13"><rect width="100%" height="100%" fill="white"/>']
-    for y, line in enumerate(lines):
-        parts = line.split("\0")                                    # plain, colour, text, plain, ...
-        spans = [f'<tspan fill="{parts[i - 1] if i % 3 == 2 else "#333"}">{html.escape(part)}</tspan>'
-                 for i, part in enumerate(parts) if i % 3 != 1 and part]
-        svg.append(f'<text xml:space="preserve" x="8" y="{18 * y + 20}">{"".join(spans)}</text>')
-    return "\n".join([*svg, "</svg>\n"])
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tree", help="file of trees: draw one of them instead")
-    args = parser.parse_args()
-    if args.tree:
-        (HERE / "tree.svg").write_text(tree_picture(args.tree))
-        return
-    import matplotlib
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "dvo", "font.size": 9})
-    import matplotlib.pyplot as plt
+if __name__ == "__main__":
+    matplotlib.rcParams.update({"svg.hashsalt": "dvo", "font.size": 9})     # the same file for the same numbers
     results = json.loads((HERE / "results.json").read_text())
     for draw in objectives, settings, rewards:
-        figure = draw(plt, results)
-        figure.savefig(HERE / f"{draw.__name__}.svg", metadata={"Date": None})
-
-
-if __name__ == "__main__":
-    main()
+        draw(results).savefig(HERE / f"{draw.__name__}.svg", metadata={"Date": None})
