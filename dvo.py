@@ -702,6 +702,9 @@ def wait_for_ranks(name, patience=60):
         if rank() == 0 and time.time() - start > patience:
             print(f"{name}: still waiting for rank {', '.join(map(str, waiting))}", file=sys.stderr)
             start = time.time()
+    store.add(f"{name}/met", 1)
+    while rank() == 0 and store.add(f"{name}/met", 0) < times * world():
+        time.sleep(0.01)                    # the store may live in its process, so it leaves last
 
 
 def memory_plan(config, args, compute=2):

@@ -5,9 +5,7 @@
 import copy
 import doctest
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +16,7 @@ import tiny                                                         # first: it 
 import dvo
 import eval as tasks
 import mcts
-
-ROOT = Path(dvo.__file__).parent
+from launch import Command
 
 
 @pytest.fixture(scope="module")
@@ -289,9 +286,10 @@ def data_file(tmp_path_factory):
     return path
 
 
-def command(*arguments, cwd=ROOT, script="dvo.py"):
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
-                          capture_output=True, text=True)
+def command(*arguments, **how):
+    done = Command(*arguments, **how)
+    done.communicate()
+    return done
 
 
 SMALL = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 4,

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,14 +23,12 @@ import tiny
 import dvo
 import eval as tasks
 import mcts
+from launch import ROOT, Command
 
-ROOT = Path(mcts.__file__).parent
 SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 3,
             "--iterations", 10, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12, "--slots", 4,
             "--lr", 1e-3, "--epochs", 2, "--questions-per-step", 3, "--micro-tokens", 300,
             "--max-new-tokens", 24, "--trials", 2, "--dtype", "float64"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +48,9 @@ def make_inputs(folder):
     return ["--model", folder / "model", "--data", train, "--eval-data", test]
 
 
-def launch(ranks, *arguments, script=ROOT / "dvo.py"):
-    """Start dvo.py, under torchrun if ranks > 0."""
-    runner = [*TORCHRUN, f"--nproc_per_node={ranks}"] if ranks else [sys.executable]
-    return subprocess.Popen([*runner, str(script), *map(str, arguments)], env=ENVIRONMENT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def send(process, number):
-    """Send a signal to the ranks of torchrun, each of which has a session of its own, and to `process`."""
-    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
-    ranks = [int(pid) for path in lists for pid in path.read_text().split()]
-    for pid in [*ranks, process.pid]:
-        os.kill(pid, number)
+def launch(ranks, *arguments, **how):
+    """Start dvo.py in one process (ranks = 0), or as ranks of a group."""
+    return Command(*arguments, ranks=ranks, **how)
 
 
 def finish(process, limit=150):
@@ -71,7 +58,7 @@ def finish(process, limit=150):
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        send(process, signal.SIGABRT)               # each prints its stack: PYTHONFAULTHANDLER
+        process.send_signal(signal.SIGABRT)         # each prints its stack
         pytest.fail("hang: " + process.communicate()[1][-9000:])
     assert process.returncode == 0, err[-9000:]
     return out, err
@@ -181,14 +168,16 @@ def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
     lm.save_pretrained(tmp_path / "model")
     lines = [json.dumps({"question": f"Add {i} to 4.", "answer": "7"}) + "\n" for i in range(3)]
     (tmp_path / "data.jsonl").write_text("".join(lines))
-    out, _ = finish(launch(
-        2, "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--eval-data",
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, ROOT / "dvo.py", *map(str, (
+        "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--eval-data",
         tmp_path / "data.jsonl", "--dtype", "bfloat16", "--bootstrap-samples", 8, "--rounds", 1,
         "--iterations", 6, "--max-step-tokens", 12, "--max-new-tokens", 24, "--trials", 1, "--out",
-        tmp_path / "run"))
+        tmp_path / "run"))], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-9000:]
     events = [json.loads(line)["event"] for line in open(tmp_path / "run" / "log.jsonl")]
     assert [e for e in events if e != "train"] == ["bootstrap", "eval", "search", "trained", "eval"]
-    assert events.count("train") > 1 and "round 1" in out
+    assert events.count("train") > 1 and "round 1" in done.stdout
     folder = tmp_path / "run" / "round1" / "model"
     lm, again = mcts.load_model(folder, "cpu", "bfloat16")
     assert len(lm.generation_config.eos_token_id) == 2 and again.chat_template == tokenizer.chat_template
@@ -245,7 +234,7 @@ def test_a_killed_run_ends_like_any_other(tmp_path, inputs, alone):
         process = launch(0, *inputs, *SETTINGS, "--out", run)
         wait_until(process, lambda: moment(run))
         process.kill()
-        process.wait()
+        process.communicate()
     _, err = finish(launch(0, *inputs, *SETTINGS, "--out", run))
     same(run, alone)
     assert not list(run.rglob("*.new"))                             # nothing half-written is left
@@ -255,8 +244,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
     run = tmp_path / "run"
     process = launch(2, *inputs, *SETTINGS, "--out", run)
     wait_until(process, lambda: (run / "round1" / "reference.pt").exists())
-    send(process, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     assert tokens(outcome(run)[0]) == tokens(alone[0])
 
@@ -281,7 +270,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, inputs):
     second = launch(0, *inputs, *SETTINGS, "--out", run)
     _, err = second.communicate(timeout=60)
     first.kill()
-    first.wait()
+    first.communicate()
     assert second.returncode == 2 and "another run is at work" in err.strip().splitlines()[-1]
 
 
@@ -330,10 +319,8 @@ def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     """Writing fails within a file of trees, then within a state: one sentence each; the run goes on later."""
     run = tmp_path / "run"
     for limit in 3_000, 20_000:                                     # bytes that a file may have
-        arguments = map(str, [ROOT / "dvo.py", *inputs, *SETTINGS, "--out", run])
-        done = subprocess.run(
-            [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=100,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        done = launch(0, *inputs, *SETTINGS, "--out", run, largest_file=limit)
+        done.communicate(timeout=100)
         assert done.returncode == 2, done.stderr[-2000:]
         assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
