@@ -34,7 +34,7 @@ def objectives(results):
             panel.plot([x] * len(test["each"]), [100 * v for v in test["each"]], "k.", markersize=4)
         panel.set_xticks(range(len(shown)), [NAMES[m] for m in shown], rotation=35, ha="right")
         panel.set_title(f"{chain} chains", fontsize=10)
-        panel.set_ylim(min(100 * min(t["each"]) for t in shown.values()) - 5, 100)
+        panel.set_ylim(0, 100)
     panels[0].set_ylabel("accuracy, %; a dot a seed")
     return figure
 

@@ -160,6 +160,22 @@ def test_any_objective_trains_on_given_trees(objective, folders, monkeypatch):
     assert any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters()))
 
 
+@pytest.mark.parametrize("usual, other", [
+    ([], ["--level", "response"]), ([], ["--targets", "value-model"]), ([], ["--paths", 1]),
+    ([], ["--beta", 1]),
+    (["--objective", "oreo"], ["--objective", "oreo", "--value-lr", 1e-2]),
+    (["--targets", "value-model"], ["--targets", "value-model", "--value-lr", 1e-2])], ids=str)
+def test_flags_of_the_objective_change_the_weights(usual, other, folders, monkeypatch):
+    weights = []
+    for flags in usual, other:
+        train_on_trees(folders, "model", monkeypatch, *flags)
+        folder = folders / "run"
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "round1" / "model")
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+        folder.rename(folders / f"run{len(weights)}")
+    assert not torch.equal(*weights)
+
+
 def test_trees_of_another_model_are_refused(folders, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         train_on_trees(folders, "other", monkeypatch)
