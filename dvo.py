@@ -2,6 +2,7 @@
 
     python dvo.py                                       # the demo: minutes on a laptop, nothing to download
     python dvo.py --model M --data train.jsonl --eval-data test.jsonl --out RUN
+    python dvo.py --model M --trees RUN/round1/trees.*.jsonl --objective kto --out RUN2     # any objective
     torchrun --nproc_per_node=8 dvo.py --model meta-llama/Meta-Llama-3-8B-Instruct    # the paper's run
 
 A round: search a tree of reasoning steps for each question (mcts.py), so that every state s gets a value

@@ -37,6 +37,8 @@ CHAINS = {"short": (3, 6, 8), "long": (5, 7, 8), "longest": (7, 9, 10)}     # op
 METHODS = ["dvo", "dvo-response", "rft", "dpo", "step-dpo", "kto", "oreo"]
 RATES = [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3]    # the common grid, widened where the best lies at its edge
 TUNING_SEEDS = 2
+CHOSEN = {"dvo": 1e-4, "dvo-response": 1e-4, "rft": 1e-4, "dpo": 9e-6, "step-dpo": 9e-6, "kto": 3e-4,
+          "oreo": 1e-4}                                             # by the full comparison
 DEFAULTS = dict(chain="long", method="dvo", lr=1e-4, beta=0.1, paths=4, iterations=40, breadth=5, rounds=1,
                 targets="search", value_lr=1e-3, questions=200, examples_of=None)
 
@@ -240,8 +242,8 @@ def run_cell(out, name, kind_, settings):
 class Cells:
     """Runs cells in `jobs` processes, and reads their results."""
 
-    def __init__(self, out, jobs, run=True):
-        self.out, self.jobs, self.can_run = out, jobs, run
+    def __init__(self, out, jobs, run=True, tune=True):
+        self.out, self.jobs, self.can_run, self.tune = out, jobs, run, tune
         (out / "cells").mkdir(parents=True, exist_ok=True)
 
     @staticmethod
@@ -266,9 +268,9 @@ class Cells:
 
     def tuned(self, seeds, grid=RATES, over="lr", **settings):
         """(rate, results of all seeds): the rate of the best mean development accuracy of the tuning seeds. A
-        best at the edge of the grid widens it."""
+        best at the edge of the grid widens it. Without tuning, the rate that the full comparison chose."""
         grid, ratio = list(grid), math.sqrt(10)
-        while True:
+        while self.tune:
             cells = [[settings | {over: rate, "seed": s} for s in seeds[:TUNING_SEEDS]] for rate in grid]
             self.run("train", list(itertools.chain(*cells)))
             scores = [np.mean([r["dev"] if r else -1 for r in self.run("train", row)]) for row in cells]
@@ -278,8 +280,9 @@ class Cells:
             elif best == len(grid) - 1 and max(grid) < 1e-2:
                 grid.append(float(f"{grid[-1] * ratio:.0e}"))
             else:
-                chosen = settings | {over: grid[best]}
-                return grid[best], self.run("train", [chosen | {"seed": s} for s in seeds])
+                break
+        rate = grid[best] if self.tune else CHOSEN[settings["method"]]
+        return rate, self.run("train", [settings | {over: rate, "seed": s} for s in seeds])
 
 
 # ---------------------------------------------------------------- the paper's tables and figures
@@ -446,11 +449,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
     parser.add_argument("--quick", action="store_true",
-                        help="two seeds, table 1 on long chains, and figure 6")
+                        help="two seeds, rates not tuned, table 1 on long chains, and figure 6")
     parser.add_argument("--report", type=Path, help="run nothing; write the numbers of what is done to this")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    cells = Cells(args.out, args.jobs, run=not args.report)
+    cells = Cells(args.out, args.jobs, run=not args.report, tune=not args.quick)
     seeds = list(range(2 if args.quick else args.seeds))
     parts = {"table1": functools.partial(table1, chains=("long",)), "fig6": fig6} if args.quick else {
         name: PARTS[name] for name in args.only}
