@@ -432,7 +432,7 @@ def markdown(found):
                            f"at most {r['attainable']:+.2f}, within reach {100 * r['reachable']:.0f} %, "
                            f"n {r['n']:.0f} |")
             elif not isinstance(row, dict) or {"se", "low"} & row.keys():
-                yield f"| {setting} | {percent(row) if isinstance(row, dict) else row} |"
+                yield f"| {setting} | {row if isinstance(row, (int, float)) else percent(row)} |"
             else:
                 for key, value in row.items():
                     rate = f" (rate {row['lr']:g})" if "lr" in row and key == "test" else ""
