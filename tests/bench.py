@@ -384,8 +384,10 @@ def padded_step(model, tree, paths, loss_of):
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    token = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]          # (P, T - 1)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    # not log_softmax, which in float32 on a CPU is off by 1e-5 a token of a 49,152-entry vocabulary
+    token = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)   # (P, T - 1)
     steps, start = [], len(tree.prompt) - 1
     for row, path in zip(token, paths):
         sizes = [len(tree.nodes[i].tokens) for i in path]
