@@ -32,7 +32,8 @@ class Command:
         for r in range(max(1, ranks)):
             rank = {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(ranks), **group} if ranks else {}
             self.processes.append(forks.Process(target=run, args=(
-                [str(ROOT / script), *map(str, arguments)], rank, self.folder.name, str(cwd), largest_file)))
+                [str(ROOT / script), *map(str, arguments)], rank, f"{self.folder.name}/{r}", str(cwd),
+                largest_file)))
             self.processes[-1].start()
 
     def poll(self):
@@ -50,7 +51,9 @@ class Command:
                 raise subprocess.TimeoutExpired(self.processes[0].name, timeout)
             time.sleep(0.01)
         self.returncode = self.poll()
-        self.stdout, self.stderr = ((Path(self.folder.name) / name).read_text() for name in ("out", "err"))
+        self.stdout, self.stderr = (                                # rank after rank
+            "".join(path.read_text() for path in sorted(Path(self.folder.name).glob(f"*.{name}")))
+            for name in ("out", "err"))
         return self.stdout, self.stderr
 
     def send_signal(self, number):
@@ -62,10 +65,10 @@ class Command:
             process.kill()
 
 
-def run(arguments, environment, folder, cwd, largest_file):
-    """In the forked process: become the script."""
+def run(arguments, environment, output, cwd, largest_file):
+    """In the forked process: become the script, which writes to `output`.out and .err."""
     for number, name in (1, "out"), (2, "err"):
-        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT), number)
     faulthandler.enable(file=2)                                     # SIGABRT shows the stack
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
