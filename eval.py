@@ -828,7 +828,7 @@ def reward(response, answer):
 
 def respond(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
             progress=None):
-    """`trials` zero-shot responses to each problem, without top-k or top-p: per problem a list of {"response",
+    """`trials` zero-shot responses to each problem, without top-k or top-p: for each a list of {"response",
     "correct", "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
     prompts = [build_prompt(tokenizer, p["question"]) for p in problems]
     drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature,

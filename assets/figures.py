@@ -78,7 +78,7 @@ def rewards(results):
 
 
 if __name__ == "__main__":
-    matplotlib.rcParams.update({"svg.hashsalt": "dvo", "font.size": 9})     # the same file for the same numbers
+    matplotlib.rcParams.update({"svg.hashsalt": "dvo", "font.size": 9})     # same numbers, same file
     results = json.loads((HERE / "results.json").read_text())
     for draw in objectives, settings, rewards:
         draw(results).savefig(HERE / f"{draw.__name__}.svg", metadata={"Date": None})
