@@ -12,8 +12,8 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
 The file reads in that order: the prompt, the Tree, the four lines of the algorithm (`grow`), then the
 sampling engine below it, which is where the time goes. The engine keeps as many samples in flight as `slots`
 leaves have, each leaf of another tree. All of them go through the model as ONE row of N tokens; the KV of a
-path is stored once and shared by the siblings sampled from it; as samples finish, the next leaf takes their
-place.
+path is stored once and shared by the siblings sampled from it, which are one token until they differ; as
+samples finish, the next leaf takes their place.
 
 What the paper leaves open is settled in the docstrings of `grow`, `expand` and `StepSplitter`.
 """
@@ -27,7 +27,7 @@ import sys
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, chain, cycle, takewhile
+from itertools import accumulate, chain, cycle, groupby, takewhile
 
 import numpy as np
 import torch
@@ -341,28 +341,30 @@ def mix(x):
     return x
 
 
-def pick(logits, keys, token_hash, temperature):
-    """Sample one token a row by Gumbel-max, with noise that depends on (row key, token id) alone.
+def pick(logits, rows, keys, token_hash, temperature):
+    """Draw one token a sample by Gumbel-max, with noise that depends on (key, token id) alone.
 
-    logits (N, V), keys (N, 2) int32, token_hash (V,) int32 -> tokens (N,), log-probs at temperature 1 (N,).
-    Rows sampled in another batch differ in the last bits of their logits; noise keyed per token id makes a
-    different winner as unlikely as can be (an inverse CDF would shift every boundary at once).
+    logits (R, V), rows (N,) of the samples, keys (N, 2) int32, token_hash (V,) int32 -> tokens (N,) and their
+    log-probs at temperature 1 (N,). Logits computed in another batch differ in the last bits; noise keyed per
+    token id makes a different winner as unlikely as can be (an inverse CDF would shift every boundary at
+    once).
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature == 0:
-        token = logits.argmax(-1)
-        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     tokens, logprobs = [], []
-    rows = max(1, 2**17 // logits.shape[1]) if logits.device.type == "cpu" else len(logits)     # in its cache
-    for row, key in zip(logits.split(rows), keys.split(rows)):
-        a, b = key[:, :1], key[:, 1:] | 1
-        bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
-        log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: u is exact, in (0, 1)
+    some = max(1, 2**17 // logits.shape[1]) if logits.device.type == "cpu" else len(rows)   # fit its cache
+    for row, key in zip(rows.split(some), keys.split(some)):
+        row = logits[row]
+        row = row if row.dtype == torch.float64 else row.float()
         row = row - row.amax(-1, keepdim=True)
         weights = row.exp()                                     # of the tokens at temperature 1
         total = weights.sum(-1)
-        weights = weights if temperature == 1 else (row / temperature).exp_()
-        token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)   # largest log p + Gumbel
+        if temperature == 0:
+            token = row.argmax(-1, keepdim=True)
+        else:
+            a, b = key[:, :1], key[:, 1:] | 1
+            bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+            log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: u is exact, in (0, 1)
+            weights = weights if temperature == 1 else (row / temperature).exp_()
+            token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)  # largest log p + Gumbel
         tokens.append(token[:, 0])
         logprobs.append(row.gather(1, token)[:, 0] - total.log())
     return torch.cat(tokens), torch.cat(logprobs)
@@ -383,39 +385,43 @@ AttentionInterface.register("dvo_slots", attend)
 
 
 class Slots:
-    """Keys and values of S slots. A slot holds a path and then what the G samples after it added, in order of
-    arrival: per layer, kv (2, S, H, C, D); owner (S, C) names the sample of each column, ALL for the path."""
-    ALL, NOBODY = -1, -2
+    """Keys and values of S slots. A slot holds a path and then what up to 15 samples after it added, in order
+    of arrival: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column.
+    ragged: `decode` skips what is empty, at the price of more calls, which suits a CPU."""
+    PATH = -1               # all bits
 
-    def __init__(self, S, G):
-        self.kv, self.G = [], G                                     # layers come with the first prefill
-        self.owner, self.used = np.full((S, 0), self.NOBODY, dtype=np.int8), np.zeros(S, dtype=np.int64)
+    def __init__(self, S, ragged):
+        self.ragged = ragged
+        self.kv, self.groups = [], 0            # groups: query heads that share a key head; with a prefill
+        self.seen, self.used = np.zeros((S, 0), dtype=np.int16), np.zeros(S, dtype=np.int64)
 
     def reserve(self, size):
-        short = size - self.owner.shape[1]
+        short = size - self.seen.shape[1]
         if short > 0:
             short += -size % 64
-            self.owner = np.pad(self.owner, ((0, 0), (0, short)), constant_values=self.NOBODY)
+            self.seen = np.pad(self.seen, ((0, 0), (0, short)))
             for layer, buffer in enumerate(self.kv):                # a layer at a time keeps the peak low
                 self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
 
     def clear(self, s, size):
         """Make room in slot s for a path of `size` tokens."""
         self.reserve(size)
-        self.owner[s], self.used[s] = self.NOBODY, size
-        self.owner[s, :size] = self.ALL
+        self.seen[s], self.used[s] = 0, size
+        self.seen[s, :size] = self.PATH
 
     def take(self, s, columns):
-        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or all of one sample's."""
+        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or the number of a sample for those it added."""
         if not isinstance(columns, slice):
-            columns = torch.from_numpy(np.flatnonzero(self.owner[s] == columns)).to(self.kv[0].device)
+            added = np.flatnonzero((self.seen[s] != self.PATH) & (self.seen[s] >> columns & 1))
+            columns = torch.from_numpy(added).to(self.kv[0].device)
         return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
 
     def prefill(self, s, start, layer, q, k, v, scaling):
         """Attention of T new tokens of a path to themselves and the columns of slot s before `start`; their
         keys and values follow there."""
         if layer == len(self.kv):
-            S, C = self.owner.shape
+            S, C = self.seen.shape
+            self.groups = len(q) // len(k)
             self.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
         kv = self.kv[layer][:, s, :, :start + k.shape[1]]           # (2, H, start + T, D)
         kv[:, :, start:] = torch.stack((k, v))
@@ -424,36 +430,52 @@ class Slots:
                                              scale=scaling, enable_gqa=True)
         return out[0].transpose(0, 1)                               # (T, Hq, D)
 
-    def focus(self, slot, sibling):
-        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, the next column there."""
-        column = self.used[slot] + np.arange(len(slot)) - np.searchsorted(slot, slot)
-        self.used += np.bincount(slot, minlength=len(self.used))
+    def focus(self, slot, who):
+        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, the next column there. who:
+        the samples that share the row, as bits."""
+        place = np.arange(len(slot)) - np.searchsorted(slot, slot)          # of a row within its slot
+        column = self.used[slot] + place
+        rows = np.bincount(slot, minlength=len(self.used))
+        self.used += rows
         self.reserve(column.max() + 1)
-        self.owner[slot, column] = sibling
-        device, S, C = self.kv[0].device, slot.max() + 1, -(-(column.max() + 1) // 16) * 16
-        part = 8 if device.type == "cpu" else S                     # slots a call: as wide as their longest
-        self.parts = [(slice(s, s + part), min(C, -(-self.used[s:s + part].max() // 16) * 16))
-                      for s in range(0, S, part)]
-        move = lambda array: torch.from_numpy(array).to(device)
-        self.rows, owner = move(np.stack((slot, sibling, column))), move(self.owner[:S, None, :C])
-        hidden = (owner != self.ALL) & (owner != move(np.arange(self.G)[:, None]))
-        self.mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)         # (S, G, C)
+        self.seen[slot, column] = who
+        S, R, C = slot.max() + 1, rows.max(), -(-(column.max() + 1) // 16) * 16
+        grid = np.full((S, R, 1), self.PATH)
+        grid[slot, place, 0] = who
+        move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
+        self.at, hidden = move(np.stack((slot, place, column))), move(self.seen[:S, None, :C] & grid == 0)
+        mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        self.mask = mask.repeat_interleave(self.groups, 1)                  # (S, R * groups, C)
+        # Ragged: neighbours of about one length and of as many rows are attended to together.
+        alike = groupby(range(S), lambda s: (rows[s], self.used[s] // 128))
+        runs = [(n * self.groups, [*run]) for (n, _), run in alike if n]
+        self.sizes = [n * len(run) for n, run in runs]
+        self.parts = [(run[0], run[-1] + 1, c, self.mask[run[0]:run[-1] + 1, None, :n, :c])
+                      for n, run in runs for c in [int(self.used[run].max())]]
 
     def decode(self, layer, q, k, v, scaling):
-        """Attention of one new token a live sample to its slot's path and to its own tokens."""
-        slot, sibling, column = self.rows
-        S, G, C = self.mask.shape
-        keys, values = self.kv[layer][:, :S, :, :C]                 # (S, H, C, D)
+        """Attention of one new token a row to its slot's path and to what its own samples added."""
+        slot, place, column = self.at
+        keys, values = self.kv[layer]                               # (S, H, C, D)
         keys[slot, :, column] = k.transpose(0, 1)                   # (N, H, D)
         values[slot, :, column] = v.transpose(0, 1)
-        groups = len(q) // len(k)                                   # query heads that share one key head
-        grid = q.new_zeros(S, len(k), G, groups, q.shape[-1])       # slots x siblings; the finished stay 0
-        grid[slot, :, sibling] = q.transpose(0, 1).unflatten(1, (-1, groups))
-        grid, mask = grid.flatten(2, 3), self.mask.repeat_interleave(groups, 1)[:, None]
-        out = torch.cat([F.scaled_dot_product_attention(grid[s], keys[s, :, :c], values[s, :, :c],
-                                                        mask[s, :, :, :c], scale=scaling)
-                         for s, c in self.parts])                   # (S, H, G * groups, D)
-        return out.unflatten(2, (G, groups))[slot, :, sibling].flatten(1, 2)            # (N, Hq, D)
+        q = q.unflatten(0, (len(k), -1)).transpose(1, 2)            # (H, N, groups, D)
+        attend = partial(F.scaled_dot_product_attention, scale=scaling)
+        if self.ragged:
+            out = []
+            pieces = q.flatten(1, 2).split(self.sizes, 1)           # (H, slots * rows, D)
+            for rows, (s, e, c, mask) in zip(pieces, self.parts):
+                rows = rows.unflatten(1, (e - s, -1)).transpose(0, 1)               # (slots, H, rows, D)
+                rows = attend(rows, keys[s:e, :, :c], values[s:e, :, :c], mask)
+                out.append(rows.transpose(0, 1).flatten(1, 2))
+            out = torch.cat(out, 1).unflatten(1, (-1, self.groups)).transpose(0, 1)
+        else:
+            S, R, C = len(self.mask), self.mask.shape[1] // self.groups, self.mask.shape[2]
+            grid = q.new_zeros(S, len(k), R, self.groups, q.shape[-1])
+            grid[slot, :, place] = q.transpose(0, 1)
+            out = attend(grid.flatten(2, 3), keys[:S, :, :C], values[:S, :, :C], self.mask[:, None])
+            out = out.unflatten(2, (R, self.groups))[slot, :, place]
+        return out.flatten(1, 2)                                    # (N, H, groups, D) -> (N, Hq, D)
 
 
 @dataclass
@@ -486,18 +508,22 @@ class Engine:
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
     rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
     whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
+    opening: token ids with which many prompts begin; their KV outlives the trees.
     kv_budget: bytes of stored KV; what was never used goes first, then the least recently used. It is
     computed again when needed.
-    stats counts decode forwards and tokens: prefilled, reused (prefixes found in the store) and sampled.
+    stats counts decode forwards, their rows, and tokens: prefilled, reused (prefixes found in the store) and
+    sampled.
     Raises InputError for a model that it cannot serve.
     """
     SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
+    PIECE = 1024            # rows of the vocabulary head that a CPU multiplies at once: a third faster than all
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
-                 kv_budget=None):
+                 opening=(), kv_budget=None):
         self.model, self.device, self.decode = model, model.device, partial(tokenizer.decode, **PLAIN)
         self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
-        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
+        self.opening = hash_tokens(b"", opening), list(opening)
+        self.stats = dict(prefilled=0, reused=0, sampled=0, rows=0, forwards=0)
         self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
         self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
         self.waiting, self.submitted = [], 0    # heap of (turn, order of submission, first sibling, job)
@@ -508,7 +534,7 @@ class Engine:
         # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
         self.jobs = [None] * slots
         self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
-        self.cache = Slots(slots, self.width)
+        self.cache = Slots(slots, ragged=self.device.type == "cpu")
         vocabulary = self._check_model()
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
@@ -517,12 +543,16 @@ class Engine:
         self.logprobs = zeros(torch.float64, max_tokens)
         self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
+        self.twin = np.zeros((slots, self.width), dtype=np.int64)   # the first sibling of the same tokens so far
 
     def _forward(self, tokens, positions, through, keep=0):
         """Logits (N, V) of one row of N tokens that attend `through` a method of Slots; of the last `keep` if
         given. The model's own attention is put back afterwards."""
         config, own = self.model.config, self.model.config._attn_implementation
+        head = self.model.get_output_embeddings()
         config._attn_implementation = "dvo_slots"
+        if self.device.type == "cpu" and type(head) is torch.nn.Linear and head.bias is None:
+            head.forward = lambda x: torch.cat([F.linear(x, w) for w in head.weight.split(self.PIECE)], -1)
         try:
             with torch.no_grad():
                 return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
@@ -530,6 +560,7 @@ class Engine:
                                   use_cache=False, logits_to_keep=keep, through=through).logits[0]
         finally:
             config._attn_implementation = own
+            head.__dict__.pop("forward", None)
 
     def _check_model(self):
         """Compare two prefills and a decode with the model's own forward, once, so that no model is served
@@ -542,7 +573,7 @@ class Engine:
             for start in 0, 3:
                 self._forward(tokens[start:start + 3], range(start, start + 3),
                               partial(self.cache.prefill, 0, start), keep=1)
-            self.cache.focus(np.array([0]), np.array([0]))
+            self.cache.focus(np.array([0]), np.array([1]))
             logits = self._forward(tokens[6:], [6], self.cache.decode)[0]
             tolerance = 0.05 if logits.dtype.itemsize == 2 else 3e-4    # by norm: 128k logits have outliers
             if not (logits.float() - expected).norm() <= tolerance * (expected - expected.mean()).norm():
@@ -569,19 +600,26 @@ class Engine:
             return []
         slot, sibling = np.array([(s, g) for s, job in enumerate(self.jobs) if job
                                   for g, sample in enumerate(self._part(s)) if sample is None]).T
+        # Siblings that have drawn the same tokens so far are one row of the forward.
+        _, first, row = np.unique(slot * self.width + self.twin[slot, sibling], True, True)     # (R,), (N,)
         length = self.length[slot]
-        s, g, t, position = torch.from_numpy(                       # (N,) each
-            np.stack((slot, sibling, length, self.start[slot] + length))).to(self.device)
-        self.cache.focus(slot, sibling)
-        logits = self._forward(self.tokens[s, g, t], position, self.cache.decode)
-        token, logprob = pick(logits, self.keys[s, g, t], self.token_hash, self.temperature)
+        s, g, t, position, row_of = torch.from_numpy(               # (N,) each
+            np.stack((slot, sibling, length, self.start[slot] + length, row))).to(self.device)
+        rows = torch.from_numpy(first).to(self.device)
+        self.cache.focus(slot[first], np.bincount(row, 1 << sibling).astype(np.int16))
+        logits = self._forward(self.tokens[s, g, t][rows], position[rows], self.cache.decode)
+        token, logprob = pick(logits, row_of, self.keys[s, g, t], self.token_hash, self.temperature)
         self.tokens[s, g, t + 1], self.logprobs[s, g, t] = token, logprob.double()
         blank, self.started[s, g], self.newline[s, g] = self.splitter(
             token, self.started[s, g], self.newline[s, g])
-        event = (blank + 2 * self.splitter.eos[token]).cpu().numpy()        # the only wait for the device
+        event = blank + 2 * self.splitter.eos[token]
+        token, event = torch.stack((token, event)).cpu().numpy()    # the only wait for the device
+        _, first, row = np.unique(row * len(self.token_hash) + token, True, True)
+        self.twin[slot, sibling] = sibling[first[row]]
         event = event + 4 * (length + 1 >= self.limit[slot])
         self.length[slot] = length + 1
         self.stats["forwards"] += 1
+        self.stats["rows"] += len(rows)
         self.stats["sampled"] += len(slot)
         done = [self._end(slot[i], sibling[i], event[i]) for i in np.flatnonzero(event)]
         return [job for job in done if job]
@@ -637,14 +675,15 @@ class Engine:
         draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
         self.keys[s, :len(draws)] = draws.to(self.device)
         self.tokens[s, :, 0], self.started[s], self.newline[s] = inputs[-1], False, False
-        self.first[s], self.start[s], self.length[s] = first, need, 0
+        self.first[s], self.start[s], self.length[s], self.twin[s] = first, need, 0, 0
         self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
         self.jobs[s] = job
         self.live += len(draws)
 
     def _keep(self, job, key, kv, last=True):
         """Store the KV of a step. Not `last`: it goes before all others if memory runs short."""
-        job.keys.add(key)
+        if key != self.opening[0]:
+            job.keys.add(key)
         if key not in self.store:
             self.store[key] = kv
             self.store.move_to_end(key, last)
@@ -694,8 +733,9 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
                   seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer))
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
     slots = slots or (16 if model.device.type == "cpu" else 64)
+    opening = os.path.commonprefix([build_prompt(tokenizer, question) for question in "A1"])
     engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                    kv_budget=kv_budget)
+                    opening=opening, kv_budget=kv_budget)
     return _search(engine, tokenizer, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
 
 
@@ -705,14 +745,14 @@ def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
 
     def advance(job):
         """Give the tree of `job` the samples and submit its next leaf. Returns the tree if it is finished."""
-        tree, growth = job.owner
+        tree, growth, root = job.owner
         try:
             leaf = growth.send(job.samples)
         except StopIteration:
             engine.forget(job.keys)
             progress(config["iterations"] - job.turn + 1)
             return tree
-        path = job.path[:1]
+        path = [*root]
         for i in tree.path(leaf):
             path.append((hash_tokens(path[-1][0], tree.nodes[i].tokens), tree.nodes[i].tokens))
         progress(job.samples is not None)
@@ -721,9 +761,9 @@ def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
     while True:
         while growing < 2 * slots and (problem := next(problems, None)):
             prompt = build_prompt(tokenizer, problem["question"])
-            if path := begin(engine.model, prompt, config["seed"], problem["question"]):
+            if root := begin(engine, prompt, config["seed"], problem["question"]):
                 tree = Tree(problem["question"], problem["answer"], prompt, config)
-                advance(Job(path, owner=(tree, grow(tree, reward_fn, engine.decode, **limits))))
+                advance(Job(root, owner=(tree, grow(tree, reward_fn, engine.decode, **limits), root)))
                 growing += 1
         if not growing:
             return
@@ -744,12 +784,13 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     """
     slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n)) if slots is None else slots
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
-    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
-                    temperature=temperature, whole=True, kv_budget=kv_budget)
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
+    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
+                    temperature=temperature, whole=True, opening=os.path.commonprefix(prompts),
+                    kv_budget=kv_budget)
     responses, seen = [[] for _ in prompts], Counter()
     for i, prompt in enumerate(prompts):
-        if path := begin(model, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
+        if path := begin(engine, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
             engine.submit(Job(path, owner=i))
         seen[tuple(prompt)] += 1
     left = engine.submitted
@@ -777,14 +818,17 @@ def check_range(**settings):
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-def begin(model, prompt, seed, name, repeat=0):
+def begin(engine, prompt, seed, name, repeat=0):
     """The path of a root, see Job; None, with a line on stderr, if the prompt fills the model's context."""
-    context, key = context_length(model), (seed % 2**64).to_bytes(8, "little")
-    if 0 < len(prompt) < context:
-        return [(hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt), prompt)]
-    print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
-          f"{name[:60]!r}...", file=sys.stderr)
-    return None
+    context, key = context_length(engine.model), (seed % 2**64).to_bytes(8, "little")
+    if not 0 < len(prompt) < context:
+        print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
+              f"{name[:60]!r}...", file=sys.stderr)
+        return None
+    key, n = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt), len(engine.opening[1])
+    if 0 < n < len(prompt) and prompt[:n] == engine.opening[1]:
+        return [engine.opening, (key, prompt[n:])]
+    return [(key, prompt)]
 
 
 # ---------------------------------------------------------------- pictures and the command line

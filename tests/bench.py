@@ -261,7 +261,8 @@ def search(args):
                          stats["reused"], peak.gib)}
     print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
           f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
-          f"{stats['sampled'] / stats['forwards']:.1f} live samples a forward", flush=True)
+          f"{stats['sampled'] / stats['forwards']:.1f} live samples in {stats['rows'] / stats['forwards']:.1f} "
+          "rows a forward", flush=True)
 
     draw = random.Random(args.seed)
 
@@ -288,7 +289,7 @@ def search(args):
         weights += model.get_output_embeddings().weight.numel()
     kv = sum(b[0, 0, :, 0].numel() * 2 for b in engine.cache.kv)                # numbers a column
     moved = (weights * stats["forwards"] + kv * columns) * model.dtype.itemsize
-    flops = 2 * weights * (stats["sampled"] + stats["prefilled"])
+    flops = 2 * weights * (stats["rows"] + stats["prefilled"])
     copy, matmul = roofline(model.device, model.dtype)
     print(f"\n(c) reads at least {moved / ours.seconds / 1e9:.1f} GB/s, {moved / ours.seconds / copy:.1%} of "
           f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do "

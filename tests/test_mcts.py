@@ -427,6 +427,25 @@ def test_broad_jobs_take_several_slots_of_the_cache(settings, lm, tok, trees, mo
             (n.tokens, n.visits) for n in trees[question].nodes]
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
+def test_attention_as_on_a_gpu(settings, lm, tok, trees, monkeypatch):
+    """Padded to one call, as on a GPU, it is that of the ragged calls of a CPU."""
+    ragged = mcts.Slots
+    monkeypatch.setattr(mcts, "Slots", lambda S, **_: ragged(S, ragged=False))
+    for question, tree in grown(lm, tok, **settings).items():
+        assert [(n.tokens, n.visits) for n in tree.nodes] == [
+            (n.tokens, n.visits) for n in trees[question].nodes]
+
+
+def test_a_head_in_pieces(lm, tok, trees, monkeypatch):
+    """A CPU multiplies by the vocabulary head in pieces, here by 50 rows at a time."""
+    monkeypatch.setattr(mcts.Engine, "PIECE", 50)
+    for question, tree in grown(lm, tok).items():
+        for a, b in zip(tree.nodes, trees[question].nodes):
+            assert a.tokens == b.tokens and a.logprob == about(b.logprob, abs=1e-9)
+    assert "forward" not in vars(lm.get_output_embeddings())
+
+
 def test_other_seed_other_trees(lm, tok, trees):
     for question, tree in grown(lm, tok, seed=1).items():
         assert [n.tokens for n in tree.nodes] != [n.tokens for n in trees[question].nodes]
@@ -465,6 +484,41 @@ def test_nothing_is_computed_twice(lm, tok, engines):
     assert stats["prefilled"] == sum(len(tree.prompt) - 1 for tree in trees.values())
     assert stats["reused"] > 5 * stats["prefilled"]
     assert stats["sampled"] >= sum(len(node.tokens) for tree in trees.values() for node in tree.nodes)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_all_prompts_begin_with_is_computed_once(whole, lm, engines):
+    """An instruction, or worked examples: not once a question, and not forgotten with the first tree."""
+    tok = tiny.tokenizer()
+    tok.chat_template = "Start with 4. Add 3. {{ messages[-1].content }}"
+    for budget in None, 0:
+        if whole:
+            prompts = [mcts.build_prompt(tok, q) for q in QUESTIONS[1:]]
+            drawn = [[s.tokens for s in ss] for ss in mcts.sample(lm, tok, prompts, n=2, max_new_tokens=9, slots=1,
+                                                                   kv_budget=budget)]
+        else:
+            grow = {q: t for q, t in grown(lm, tok, PROBLEMS[1:], slots=1, kv_budget=budget).items()}
+            prompts = [t.prompt for t in grow.values()]
+            drawn = {q: [n.tokens for n in t.nodes] for q, t in grow.items()}
+        if budget is None:
+            n, stats, expected = len(engines[0].opening[1]), engines[0].stats, drawn
+            assert n > 5 and all(p[:n] == engines[0].opening[1] for p in prompts)
+            assert stats["prefilled"] == n - 1 + sum(len(p) - n for p in prompts)
+    assert drawn == expected
+
+
+def test_siblings_are_one_row_until_they_differ(lm, tok, engines):
+    """A forward has a row for every distinct beginning of the samples of a prompt, whoever shares it."""
+    responses = mcts.sample(lm, tok, PROMPTS, n=8, max_new_tokens=30, slots=3)
+    rows = sum(len({tuple(s.tokens[:i]) for s in samples for i in range(len(s.tokens))})
+               for samples in responses)
+    stats = engines[0].stats
+    assert stats["rows"] == rows < stats["sampled"] == sum(len(s.tokens) for ss in responses for s in ss)
+    for prompt, samples in zip(PROMPTS, responses):
+        for s in samples:
+            assert s.logprobs == about(plain_logprobs(lm, tok(prompt).input_ids, s.tokens), abs=1e-9)
+    mcts.sample(lm, tok, PROMPTS, n=8, max_new_tokens=30, temperature=0)
+    assert 8 * engines[1].stats["rows"] == engines[1].stats["sampled"]
 
 
 @pytest.mark.parametrize("budget", [0, 20_000])
@@ -558,7 +612,7 @@ def keyed_draws(logits, temperature=1.0, paths=5, length=50, n=80):
     path_keys = [mcts.hash_tokens(bytes(8), [i]) for i in range(paths)]
     keys = torch.cat([mcts.draw_keys(key, length, n).reshape(-1, 2) for key in path_keys])
     hashes = engine.token_hash[:len(logits)]
-    token, logprob = mcts.pick(logits.expand(len(keys), -1), keys, hashes, temperature)
+    token, logprob = mcts.pick(logits.expand(1, -1), torch.zeros(len(keys), dtype=torch.long), keys, hashes, temperature)
     assert torch.allclose(logprob, logits.log_softmax(-1)[token]), "log-probs are those at temperature 1"
     return token.view(paths, n, length)
 
