@@ -362,7 +362,7 @@ def pick(logits, rows, keys, token_hash, temperature):
         else:
             a, b = key[:, :1], key[:, 1:] | 1
             bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
-            log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: u is exact, in (0, 1)
+            log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: exact, u in (0, 1)
             weights = weights if temperature == 1 else (row / temperature).exp_()
             token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)  # largest log p + Gumbel
         tokens.append(token[:, 0])
@@ -386,13 +386,12 @@ AttentionInterface.register("dvo_slots", attend)
 
 class Slots:
     """Keys and values of S slots. A slot holds a path and then what up to 15 samples after it added, in order
-    of arrival: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column.
-    ragged: `decode` skips what is empty, at the price of more calls, which suits a CPU."""
+    of arrival: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column."""
     PATH = -1               # all bits
+    RAGGED = 256            # from this width of all heads on, a CPU gains by more calls that skip what is empty
 
-    def __init__(self, S, ragged):
-        self.ragged = ragged
-        self.kv, self.groups = [], 0            # groups: query heads that share a key head; with a prefill
+    def __init__(self, S):
+        self.kv, self.groups, self.ragged = [], 0, False        # of the model, known with the first prefill
         self.seen, self.used = np.zeros((S, 0), dtype=np.int16), np.zeros(S, dtype=np.int64)
 
     def reserve(self, size):
@@ -410,7 +409,7 @@ class Slots:
         self.seen[s, :size] = self.PATH
 
     def take(self, s, columns):
-        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or the number of a sample for those it added."""
+        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or the number of a sample for what it added."""
         if not isinstance(columns, slice):
             added = np.flatnonzero((self.seen[s] != self.PATH) & (self.seen[s] >> columns & 1))
             columns = torch.from_numpy(added).to(self.kv[0].device)
@@ -421,7 +420,8 @@ class Slots:
         keys and values follow there."""
         if layer == len(self.kv):
             S, C = self.seen.shape
-            self.groups = len(q) // len(k)
+            self.groups = len(q) // len(k)                          # query heads that share a key head
+            self.ragged = q.device.type == "cpu" and len(q) * q.shape[-1] >= self.RAGGED
             self.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
         kv = self.kv[layer][:, s, :, :start + k.shape[1]]           # (2, H, start + T, D)
         kv[:, :, start:] = torch.stack((k, v))
@@ -440,18 +440,18 @@ class Slots:
         self.reserve(column.max() + 1)
         self.seen[slot, column] = who
         S, R, C = slot.max() + 1, rows.max(), -(-(column.max() + 1) // 16) * 16
-        grid = np.full((S, R, 1), self.PATH)
-        grid[slot, place, 0] = who
+        bits = np.full((S, R, 1), self.PATH, dtype=np.int16)
+        bits[slot, place, 0] = who
         move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
-        self.at, hidden = move(np.stack((slot, place, column))), move(self.seen[:S, None, :C] & grid == 0)
+        self.at, hidden = move(np.stack((slot, place, column))), move(self.seen[:S, None, :C] & bits == 0)
         mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
         self.mask = mask.repeat_interleave(self.groups, 1)                  # (S, R * groups, C)
-        # Ragged: neighbours of about one length and of as many rows are attended to together.
-        alike = groupby(range(S), lambda s: (rows[s], self.used[s] // 128))
-        runs = [(n * self.groups, [*run]) for (n, _), run in alike if n]
-        self.sizes = [n * len(run) for n, run in runs]
-        self.parts = [(run[0], run[-1] + 1, c, self.mask[run[0]:run[-1] + 1, None, :n, :c])
-                      for n, run in runs for c in [int(self.used[run].max())]]
+        self.parts = []         # if ragged: neighbours of as many rows and about one length, and their mask
+        for (n, _), alike in groupby(range(S * self.ragged), lambda s: (rows[s], self.used[s] // 128)):
+            alike = [*alike]
+            part, c = slice(alike[0], alike[-1] + 1), int(self.used[alike].max())
+            if n:
+                self.parts.append((part, c, self.mask[part, None, :n * self.groups, :c]))
 
     def decode(self, layer, q, k, v, scaling):
         """Attention of one new token a row to its slot's path and to what its own samples added."""
@@ -463,11 +463,11 @@ class Slots:
         attend = partial(F.scaled_dot_product_attention, scale=scaling)
         if self.ragged:
             out = []
-            pieces = q.flatten(1, 2).split(self.sizes, 1)           # (H, slots * rows, D)
-            for rows, (s, e, c, mask) in zip(pieces, self.parts):
-                rows = rows.unflatten(1, (e - s, -1)).transpose(0, 1)               # (slots, H, rows, D)
-                rows = attend(rows, keys[s:e, :, :c], values[s:e, :, :c], mask)
-                out.append(rows.transpose(0, 1).flatten(1, 2))
+            sizes = [len(mask) * mask.shape[2] for _, _, mask in self.parts]
+            for (part, c, mask), rows in zip(self.parts, q.flatten(1, 2).split(sizes, 1)):
+                rows = rows.unflatten(1, (len(mask), -1)).transpose(0, 1)           # (slots, H, rows, D)
+                rows = attend(rows, keys[part, :, :c], values[part, :, :c], mask)
+                out.append(rows.transpose(0, 1).flatten(1, 2))      # (H, slots * rows, D)
             out = torch.cat(out, 1).unflatten(1, (-1, self.groups)).transpose(0, 1)
         else:
             S, R, C = len(self.mask), self.mask.shape[1] // self.groups, self.mask.shape[2]
@@ -516,7 +516,7 @@ class Engine:
     Raises InputError for a model that it cannot serve.
     """
     SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
-    PIECE = 1024            # rows of the vocabulary head that a CPU multiplies at once: a third faster than all
+    PIECE = 1024            # rows of the vocabulary head that a CPU takes at once: a third faster than all
 
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  opening=(), kv_budget=None):
@@ -534,7 +534,7 @@ class Engine:
         # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
         self.jobs = [None] * slots
         self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
-        self.cache = Slots(slots, ragged=self.device.type == "cpu")
+        self.cache = Slots(slots)
         vocabulary = self._check_model()
         self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
         self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
@@ -543,7 +543,7 @@ class Engine:
         self.logprobs = zeros(torch.float64, max_tokens)
         self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
-        self.twin = np.zeros((slots, self.width), dtype=np.int64)   # the first sibling of the same tokens so far
+        self.twin = np.zeros((slots, self.width), dtype=np.int64)   # the first sibling with the same tokens
 
     def _forward(self, tokens, positions, through, keep=0):
         """Logits (N, V) of one row of N tokens that attend `through` a method of Slots; of the last `keep` if

@@ -261,8 +261,8 @@ def search(args):
                          stats["reused"], peak.gib)}
     print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
           f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
-          f"{stats['sampled'] / stats['forwards']:.1f} live samples in {stats['rows'] / stats['forwards']:.1f} "
-          "rows a forward", flush=True)
+          f"a forward has {stats['sampled'] / stats['forwards']:.1f} live samples in "
+          f"{stats['rows'] / stats['forwards']:.1f} rows", flush=True)
 
     draw = random.Random(args.seed)
 

@@ -428,10 +428,9 @@ def test_broad_jobs_take_several_slots_of_the_cache(settings, lm, tok, trees, mo
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
-def test_attention_as_on_a_gpu(settings, lm, tok, trees, monkeypatch):
-    """Padded to one call, as on a GPU, it is that of the ragged calls of a CPU."""
-    ragged = mcts.Slots
-    monkeypatch.setattr(mcts, "Slots", lambda S, **_: ragged(S, ragged=False))
+def test_ragged_attention(settings, lm, tok, trees, monkeypatch):
+    """The many small calls that larger models take on a CPU, and the one of a GPU, which is that of this model."""
+    monkeypatch.setattr(mcts.Slots, "RAGGED", 0)
     for question, tree in grown(lm, tok, **settings).items():
         assert [(n.tokens, n.visits) for n in tree.nodes] == [
             (n.tokens, n.visits) for n in trees[question].nodes]
@@ -494,12 +493,12 @@ def test_what_all_prompts_begin_with_is_computed_once(whole, lm, engines):
     for budget in None, 0:
         if whole:
             prompts = [mcts.build_prompt(tok, q) for q in QUESTIONS[1:]]
-            drawn = [[s.tokens for s in ss] for ss in mcts.sample(lm, tok, prompts, n=2, max_new_tokens=9, slots=1,
-                                                                   kv_budget=budget)]
+            drawn = [[s.tokens for s in samples] for samples in mcts.sample(
+                lm, tok, prompts, n=2, max_new_tokens=9, slots=1, kv_budget=budget)]
         else:
-            grow = {q: t for q, t in grown(lm, tok, PROBLEMS[1:], slots=1, kv_budget=budget).items()}
-            prompts = [t.prompt for t in grow.values()]
-            drawn = {q: [n.tokens for n in t.nodes] for q, t in grow.items()}
+            trees = grown(lm, tok, PROBLEMS[1:], slots=1, kv_budget=budget)
+            prompts = [tree.prompt for tree in trees.values()]
+            drawn = {question: [n.tokens for n in tree.nodes] for question, tree in trees.items()}
         if budget is None:
             n, stats, expected = len(engines[0].opening[1]), engines[0].stats, drawn
             assert n > 5 and all(p[:n] == engines[0].opening[1] for p in prompts)
@@ -612,7 +611,8 @@ def keyed_draws(logits, temperature=1.0, paths=5, length=50, n=80):
     path_keys = [mcts.hash_tokens(bytes(8), [i]) for i in range(paths)]
     keys = torch.cat([mcts.draw_keys(key, length, n).reshape(-1, 2) for key in path_keys])
     hashes = engine.token_hash[:len(logits)]
-    token, logprob = mcts.pick(logits.expand(1, -1), torch.zeros(len(keys), dtype=torch.long), keys, hashes, temperature)
+    rows = torch.zeros(len(keys), dtype=torch.long)
+    token, logprob = mcts.pick(logits[None], rows, keys, hashes, temperature)
     assert torch.allclose(logprob, logits.log_softmax(-1)[token]), "log-probs are those at temperature 1"
     return token.view(paths, n, length)
 
