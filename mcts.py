@@ -786,7 +786,7 @@ def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
     prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
-                    temperature=temperature, whole=True, opening=os.path.commonprefix(prompts),
+                    temperature=temperature, whole=True, opening=os.path.commonprefix(prompts) or (),
                     kv_budget=kv_budget)
     responses, seen = [[] for _ in prompts], Counter()
     for i, prompt in enumerate(prompts):

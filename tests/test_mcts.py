@@ -582,6 +582,7 @@ def test_sampled_responses(temperature, lm, tok):
 def test_prompts_as_text_or_tokens(lm, tok):
     ids = [tok(p).input_ids for p in PROMPTS]
     assert mcts.sample(lm, tok, PROMPTS, max_new_tokens=8) == mcts.sample(lm, tok, ids, max_new_tokens=8)
+    assert mcts.sample(lm, tok, []) == []
 
 
 def test_a_prompt_given_again_draws_other_samples(lm, tok):
