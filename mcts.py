@@ -385,8 +385,9 @@ AttentionInterface.register("dvo_slots", attend)
 
 
 class Slots:
-    """Keys and values of S slots. A slot holds a path and then what up to 15 samples after it added, in order
-    of arrival: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column."""
+    """Keys and values of S slots. A slot holds a path and then, in any order, what up to 15 samples after it
+    added: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column; 0, that
+    it is free."""
     PATH = -1               # all bits
     RAGGED = 256            # from this width of all heads on, a CPU gains by more calls that skip what is empty
 
@@ -408,11 +409,12 @@ class Slots:
         self.seen[s], self.used[s] = 0, size
         self.seen[s, :size] = self.PATH
 
+    def release(self, s, sample):
+        """Free what only `sample` attends to in slot s."""
+        self.seen[s, self.seen[s] != self.PATH] &= ~(1 << sample)
+
     def take(self, s, columns):
-        """A copy (L, 2, H, T, D) of columns of slot s: a slice, or the number of a sample for what it added."""
-        if not isinstance(columns, slice):
-            added = np.flatnonzero((self.seen[s] != self.PATH) & (self.seen[s] >> columns & 1))
-            columns = torch.from_numpy(added).to(self.kv[0].device)
+        """A copy (L, 2, H, T, D) of columns of slot s."""
         return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
 
     def prefill(self, s, start, layer, q, k, v, scaling):
@@ -431,15 +433,16 @@ class Slots:
         return out[0].transpose(0, 1)                               # (T, Hq, D)
 
     def focus(self, slot, who):
-        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, the next column there. who:
-        the samples that share the row, as bits."""
+        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, a free column there. who:
+        the samples that share the row, as bits. Returns the columns (N,)."""
         place = np.arange(len(slot)) - np.searchsorted(slot, slot)          # of a row within its slot
-        column = self.used[slot] + place
         rows = np.bincount(slot, minlength=len(self.used))
-        self.used += rows
-        self.reserve(column.max() + 1)
+        self.reserve((self.used + rows).max())
+        column = ((self.seen[slot] == 0).cumsum(1) <= place[:, None]).sum(1)
         self.seen[slot, column] = who
-        S, R, C = slot.max() + 1, rows.max(), -(-(column.max() + 1) // 16) * 16
+        np.maximum.at(self.used, slot, column + 1)
+        S, R = slot.max() + 1, rows.max()
+        C = -(-self.used[:S].max() // 16) * 16
         bits = np.full((S, R, 1), self.PATH, dtype=np.int16)
         bits[slot, place, 0] = who
         move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
@@ -452,6 +455,7 @@ class Slots:
             part, c = slice(alike[0], alike[-1] + 1), int(self.used[alike].max())
             if n:
                 self.parts.append((part, c, self.mask[part, None, :n * self.groups, :c]))
+        return column
 
     def decode(self, layer, q, k, v, scaling):
         """Attention of one new token a row to its slot's path and to what its own samples added."""
@@ -543,6 +547,7 @@ class Engine:
         self.logprobs = zeros(torch.float64, max_tokens)
         self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
         self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
+        self.columns = np.zeros((slots, self.width, max_tokens), dtype=np.int64)    # of the KV of `tokens`
         self.twin = np.zeros((slots, self.width), dtype=np.int64)   # the first sibling with the same tokens
 
     def _forward(self, tokens, positions, through, keep=0):
@@ -606,7 +611,8 @@ class Engine:
         s, g, t, position, row_of = torch.from_numpy(               # (N,) each
             np.stack((slot, sibling, length, self.start[slot] + length, row))).to(self.device)
         rows = torch.from_numpy(first).to(self.device)
-        self.cache.focus(slot[first], np.bincount(row, 1 << sibling).astype(np.int16))
+        columns = self.cache.focus(slot[first], np.bincount(row, 1 << sibling).astype(np.int16))
+        self.columns[slot, sibling, length] = columns[row]
         logits = self._forward(self.tokens[s, g, t][rows], position[rows], self.cache.decode)
         token, logprob = pick(logits, row_of, self.keys[s, g, t], self.token_hash, self.temperature)
         self.tokens[s, g, t + 1], self.logprobs[s, g, t] = token, logprob.double()
@@ -638,7 +644,9 @@ class Engine:
         job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
         self.live -= 1
         if end == "step":                                           # never used yet, it may be dropped first
-            self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, g), False)
+            columns = torch.from_numpy(self.columns[s, g, :n]).to(self.device)
+            self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, columns), False)
+        self.cache.release(s, g)
         if None not in self._part(s):
             self.jobs[s] = None
         return None if None in job.samples else job

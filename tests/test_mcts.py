@@ -15,6 +15,7 @@ import os
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pytest import approx as about
@@ -518,6 +519,18 @@ def test_siblings_are_one_row_until_they_differ(lm, tok, engines):
             assert s.logprobs == about(plain_logprobs(lm, tok(prompt).input_ids, s.tokens), abs=1e-9)
     mcts.sample(lm, tok, PROMPTS, n=8, max_new_tokens=30, temperature=0)
     assert 8 * engines[1].stats["rows"] == engines[1].stats["sampled"]
+
+
+def test_room_of_ended_samples_is_used_again():
+    """A path of 3 columns; samples 0 and 1 add one each, 0 ends, 1 takes its column, then a new one."""
+    slots = mcts.Slots(2)
+    slots.clear(0, 3)
+    slots.kv, slots.groups = [torch.zeros(2, 2, 1, slots.seen.shape[1], 4)], 1
+    assert slots.focus(np.array([0, 0]), np.array([1, 2])).tolist() == [3, 4]
+    slots.release(0, 0)
+    assert slots.focus(np.array([0]), np.array([2])).tolist() == [3] and slots.used[0] == 5
+    assert (slots.mask[0, 0, :5] == 0).all() and (slots.mask[0, 0, 5:] < 0).all()
+    assert slots.focus(np.array([0]), np.array([2])).tolist() == [5]
 
 
 @pytest.mark.parametrize("budget", [0, 20_000])
