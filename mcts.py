@@ -389,7 +389,7 @@ class Slots:
     added: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column; 0, that
     it is free."""
     PATH = -1               # all bits
-    RAGGED = 256            # from this width of all heads on, a CPU gains by more calls that skip what is empty
+    RAGGED = 256            # from this width of all heads on, more calls that skip what is empty suit a CPU
 
     def __init__(self, S):
         self.kv, self.groups, self.ragged = [], 0, False        # of the model, known with the first prefill
@@ -438,7 +438,7 @@ class Slots:
         place = np.arange(len(slot)) - np.searchsorted(slot, slot)          # of a row within its slot
         rows = np.bincount(slot, minlength=len(self.used))
         self.reserve((self.used + rows).max())
-        column = ((self.seen[slot] == 0).cumsum(1) <= place[:, None]).sum(1)
+        column = np.concatenate([np.flatnonzero(self.seen[s] == 0)[:n] for s, n in enumerate(rows) if n])
         self.seen[slot, column] = who
         np.maximum.at(self.used, slot, column + 1)
         S, R = slot.max() + 1, rows.max()
@@ -446,7 +446,8 @@ class Slots:
         bits = np.full((S, R, 1), self.PATH, dtype=np.int16)
         bits[slot, place, 0] = who
         move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
-        self.at, hidden = move(np.stack((slot, place, column))), move(self.seen[:S, None, :C] & bits == 0)
+        self.at = move(np.stack((slot, place, column)))
+        hidden = move(self.seen[:S, None, :C]) & move(bits) == 0
         mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
         self.mask = mask.repeat_interleave(self.groups, 1)                  # (S, R * groups, C)
         self.parts = []         # if ragged: neighbours of as many rows and about one length, and their mask

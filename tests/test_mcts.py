@@ -430,7 +430,7 @@ def test_broad_jobs_take_several_slots_of_the_cache(settings, lm, tok, trees, mo
 
 @pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
 def test_ragged_attention(settings, lm, tok, trees, monkeypatch):
-    """The many small calls that larger models take on a CPU, and the one of a GPU, which is that of this model."""
+    """Many small calls, for larger models on a CPU, are the one call of GPUs and of these tiny models."""
     monkeypatch.setattr(mcts.Slots, "RAGGED", 0)
     for question, tree in grown(lm, tok, **settings).items():
         assert [(n.tokens, n.visits) for n in tree.nodes] == [
