@@ -419,31 +419,21 @@ def test_same_seed_same_trees(variant, lm, tok, trees):
         assert got == expected
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
-def test_broad_jobs_take_several_slots_of_the_cache(settings, lm, tok, trees, monkeypatch):
-    """Three siblings at two a slot: the parts of a job start and end on their own; the tree is the same."""
-    monkeypatch.setattr(mcts.Engine, "SHARE", 2)
-    for question, tree in grown(lm, tok, **settings).items():
-        assert [(n.tokens, n.visits) for n in tree.nodes] == [
-            (n.tokens, n.visits) for n in trees[question].nodes]
+# Three siblings at two a slot of the cache, whose parts then start and end on their own; the many small calls
+# of attention that larger models take on a CPU; the vocabulary head 50 rows at a time.
+SHAPES = {"SHARE": (mcts.Engine, 2), "RAGGED": (mcts.Slots, 0), "PIECE": (mcts.Engine, 50)}
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
-def test_ragged_attention(settings, lm, tok, trees, monkeypatch):
-    """Many small calls, for larger models on a CPU, are the one call of GPUs and of these tiny models."""
-    monkeypatch.setattr(mcts.Slots, "RAGGED", 0)
+@pytest.mark.parametrize("name", SHAPES)
+def test_how_the_work_is_cut_changes_no_tree(name, settings, lm, tok, trees, monkeypatch):
+    owner, value = SHAPES[name]
+    monkeypatch.setattr(owner, name, value)
     for question, tree in grown(lm, tok, **settings).items():
-        assert [(n.tokens, n.visits) for n in tree.nodes] == [
-            (n.tokens, n.visits) for n in trees[question].nodes]
-
-
-def test_a_head_in_pieces(lm, tok, trees, monkeypatch):
-    """A CPU multiplies by the vocabulary head in pieces, here by 50 rows at a time."""
-    monkeypatch.setattr(mcts.Engine, "PIECE", 50)
-    for question, tree in grown(lm, tok).items():
+        assert len(tree.nodes) == len(trees[question].nodes)
         for a, b in zip(tree.nodes, trees[question].nodes):
-            assert a.tokens == b.tokens and a.logprob == about(b.logprob, abs=1e-9)
-    assert "forward" not in vars(lm.get_output_embeddings())
+            assert (a.tokens, a.visits, a.logprob) == (b.tokens, b.visits, about(b.logprob, abs=1e-9))
+    assert "forward" not in vars(lm.get_output_embeddings()), "the head is the model's own again"
 
 
 def test_other_seed_other_trees(lm, tok, trees):
