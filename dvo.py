@@ -153,9 +153,6 @@ class Policy(nn.Module):
     def device(self):
         return self.lm.device
 
-    def get_output_embeddings(self):
-        return self.lm.get_output_embeddings()
-
     def forward(self, packs=None, values=False, **inputs):
         if packs is None:
             return self.lm(**inputs)

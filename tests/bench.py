@@ -234,8 +234,9 @@ def by_continuous_batching(model, paths, breadth, n):
 def search(args):
     """Useful tokens/s (those that end in tree nodes, so a merged duplicate counts once) of (c) a whole search
     with its start and its tail; of generate on expansions drawn at random from that search, (a) one tree at a
-    time and (b) 16 trees; and (d) the ceiling: decoding alone, as many rows, mean prefix, nothing shared. On
-    a GPU also (e), continuous batching, whose every token counts.
+    time and (b) 16 trees; and (d) the ceiling: decoding alone, as many rows, each after as many tokens as
+    there were before one of (c) on average, nothing shared. On a GPU also (e), continuous batching, whose
+    every token counts.
 
     The paper searches 80 iterations a tree, an hour here; 12 keep this under 15 minutes on one CPU thread.
     Prefixes are then shorter, which favours the peers, and the start and the tail of (c) weigh more.
@@ -245,11 +246,15 @@ def search(args):
     else:
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
     problems = tasks.load_problems(args.data, split="train", limit=args.limit)
-    columns = 0                                                     # of KV that the decode steps have read
+    columns = samples = before = 0  # of KV that decode steps read; samples, and the tokens before each
 
     def count():
-        nonlocal columns
-        columns += sum(int(n) for n, job in zip(engine.cache.used, engine.jobs) if job)
+        nonlocal columns, samples, before
+        for s, job in enumerate(engine.jobs):
+            if job:
+                columns += int(engine.cache.used[s])
+                n = engine._part(s).count(None)
+                samples, before = samples + n, before + n * int(engine.start[s] + engine.length[s])
     with Peak(model.device) as peak:
         searching, engine = start(model, tokenizer, problems, args, count)
         trees = list(searching)
@@ -257,12 +262,13 @@ def search(args):
     steps = [len(n.tokens) for t in trees for n in t.nodes[1:]]
     expanded = [path_tokens(t, i) for t in trees for i, n in enumerate(t.nodes) if n.children]
     prefix, mean = sum(map(len, expanded)) / len(expanded), sum(steps) / len(steps)
+    context = before // samples
     rows = {"(c) ours": (sum(steps) / peak.seconds, len(expanded) / peak.seconds, stats["prefilled"],
                          stats["reused"], peak.gib)}
     print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
           f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
           f"a forward has {stats['sampled'] / stats['forwards']:.1f} live samples in "
-          f"{stats['rows'] / stats['forwards']:.1f} rows", flush=True)
+          f"{stats['rows'] / stats['forwards']:.1f} rows, each after {context} tokens", flush=True)
 
     draw = random.Random(args.seed)
 
@@ -280,10 +286,10 @@ def search(args):
         drawn = by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
         return sum(len(s.tokens) for samples in drawn for s in {s.text: s for s in samples}.values())
     live = args.slots * args.breadth
-    at_once = ceiling(engine, live, round(prefix))
+    at_once = ceiling(engine, live, context)
     peer("(a) generate, one tree", 1, args.batches * 6, generated)
     peer("(b) generate, 16 trees", 16, args.batches, generated)
-    rate, gib = max(at_once, ceiling(engine, live, round(prefix)))  # machines have slow minutes
+    rate, gib = max(at_once, ceiling(engine, live, context))     # machines have slow minutes
     rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
     if model.config.tie_word_embeddings:

@@ -389,9 +389,11 @@ SERVED = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {},
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_stored_logprobs_are_those_of_the_bare_model(kind, tok):
+def test_stored_logprobs_are_those_of_the_bare_model(kind, tok, monkeypatch):
     """In float32, for every node of every tree; prompts of very different lengths share the batch. A larger
-    difference means a wrong key, value or position."""
+    difference means a wrong key, value or position. All products by oneDNN, which is for larger models."""
+    if mcts.LARGE < math.inf:
+        monkeypatch.setattr(mcts, "LARGE", 0)
     lm, kept, inner, eos = tiny.model(kind, torch.float32, **SERVED[kind]), 0, 0, set()
     for tree in grown(lm, tok, slots=3).values():
         for i in leaves(tree):
@@ -420,8 +422,8 @@ def test_same_seed_same_trees(variant, lm, tok, trees):
 
 
 # Three siblings at two a slot of the cache, whose parts then start and end on their own; the many small calls
-# of attention that larger models take on a CPU; the vocabulary head 50 rows at a time.
-SHAPES = {"SHARE": (mcts.Engine, 2), "RAGGED": (mcts.Slots, 0), "PIECE": (mcts.Engine, 50)}
+# of attention that larger models take on a CPU.
+SHAPES = {"SHARE": (mcts.Engine, 2), "RAGGED": (mcts.Slots, 0)}
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(kv_budget=0, slots=2)], ids=str)
@@ -433,7 +435,41 @@ def test_how_the_work_is_cut_changes_no_tree(name, settings, lm, tok, trees, mon
         assert len(tree.nodes) == len(trees[question].nodes)
         for a, b in zip(tree.nodes, trees[question].nodes):
             assert (a.tokens, a.visits, a.logprob) == (b.tokens, b.visits, about(b.logprob, abs=1e-9))
-    assert "forward" not in vars(lm.get_output_embeddings()), "the head is the model's own again"
+
+
+@pytest.mark.skipif(mcts.LARGE == math.inf, reason="no oneDNN here")
+def test_packed_weights_multiply_as_their_own(monkeypatch):
+    """With any rows and biases; where a gradient is wanted, which oneDNN's product lacks, as torch does."""
+    monkeypatch.setattr(mcts, "LARGE", 0)
+    lm = tiny.model("qwen2")
+    packed = mcts.pack_weights(lm, 2**30)
+    for weight in packed:
+        for rows, bias in (1, None), (7, torch.randn(len(weight))):
+            x = torch.randn(1, rows, weight.shape[1])
+            expected = mcts.torch_linear(x, weight, bias)
+            assert mcts.multiply(packed, x, weight, bias).requires_grad
+            with torch.no_grad():
+                torch.testing.assert_close(mcts.multiply(packed, x, weight, bias), expected)
+
+
+@pytest.mark.skipif(mcts.LARGE == math.inf, reason="no oneDNN here")
+def test_which_weights_are_packed(monkeypatch):
+    """The large ones of linear layers in float32, while the memory lasts."""
+    lm = tiny.model()
+    size = lambda name: lm.get_parameter(name).numel()
+    linear = [name for name, p in lm.named_parameters() if p.ndim == 2 and "embed" not in name]
+    large = [name for name in linear if size(name) >= size("model.layers.0.mlp.up_proj.weight")]
+    names = lambda packed: [name for name, p in lm.named_parameters() if p in packed]
+    monkeypatch.setattr(mcts, "LARGE", size("model.layers.0.mlp.up_proj.weight"))
+    assert names(mcts.pack_weights(lm, 2**30)) == large != linear
+    assert names(mcts.pack_weights(lm, 4 * sum(map(size, large[:3])))) == large[:3]
+    assert not mcts.pack_weights(lm.double(), 2**30)
+
+
+def test_the_models_own_forward_is_put_back(tok):
+    lm = tiny.model()
+    mcts.sample(lm, tok, ["1"], max_new_tokens=1)
+    assert lm.config._attn_implementation == "sdpa" and torch.nn.functional.linear is mcts.torch_linear
 
 
 def test_other_seed_other_trees(lm, tok, trees):
