@@ -472,35 +472,36 @@ class Slots:
         bits = np.full((S, R, 1), self.PATH, dtype=np.int16)
         bits[slot, place, 0] = who
         move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
-        self.at = move(np.stack((slot, place, column)))
         hidden = move(self.seen[:S, None, :C]) & move(bits) == 0
         mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
-        self.mask = mask.repeat_interleave(self.groups, 1)                  # (S, R * groups, C)
+        mask = mask.repeat_interleave(self.groups, 1)[:, None]              # (S, 1, R * groups, C)
         alike = (lambda s: (rows[s], self.used[s] // 128)) if self.ragged else (lambda s: R)
-        self.parts = []         # neighbours of as many rows and about one length: slots, rows, columns
+        self.parts = []         # neighbours of as many rows and about one length: slots, rows, columns, mask
         for _, part in groupby(range(S), alike):
             part = [*part]
-            if n := rows[part].max():
-                c = self.used[part].max() if self.ragged else C
-                self.parts.append((slice(part[0], part[-1] + 1), n, c))
+            if n := rows[part].max() * self.groups:
+                c, part = self.used[part].max() if self.ragged else C, slice(part[0], part[-1] + 1)
+                self.parts.append((part, n, c, mask[part, :, :n, :c]))
+        H, capacity = self.kv[0].shape[2:4]
+        head = slot[:, None] * H + np.arange(H)                             # (N, H)
+        query = (head * R + place[:, None])[..., None] * self.groups + np.arange(self.groups)
+        self.at = move((head * capacity + column[:, None]).flatten())       # where new keys go in (S, H, C)
+        self.grid, self.queries = (S, H, R * self.groups), move(query.flatten())    # and queries in this grid
         return column
 
     def decode(self, layer, q, k, v, scaling):
         """Attention of one new token a row to its slot's path and to what its own samples added."""
-        slot, place, column = self.at
-        keys, values = self.kv[layer]                               # (S, H, C, D)
-        keys[slot, :, column] = k.transpose(0, 1)                   # (N, H, D)
-        values[slot, :, column] = v.transpose(0, 1)
-        S, R, _ = self.mask.shape
-        q = q.unflatten(0, (len(k), self.groups)).permute(2, 0, 1, 3)               # (N, H, groups, D)
-        grid = q.new_zeros(S, len(k), R // self.groups, self.groups, q.shape[-1])
-        grid[slot, :, place] = q
+        flat = lambda x: x.transpose(0, 1).reshape(-1, x.shape[-1])         # (H, N, D) -> (N * H, D)
+        keys, values = self.kv[layer]                                       # (S, H, C, D)
+        keys.view(-1, k.shape[-1]).index_copy_(0, self.at, flat(k))
+        values.view(-1, k.shape[-1]).index_copy_(0, self.at, flat(v))
+        grid = q.new_empty(*self.grid, q.shape[-1])                         # (S, H, R * groups, D)
+        grid.view(-1, k.shape[-1]).index_copy_(0, self.queries, flat(q))
         out = torch.empty_like(grid)
-        for part, n, c in self.parts:
-            x, mask = grid[part, :, :n].flatten(2, 3), self.mask[part, None, :n * self.groups, :c]
-            x = F.scaled_dot_product_attention(x, keys[part, :, :c], values[part, :, :c], mask, scale=scaling)
-            out[part, :, :n] = x.unflatten(2, (n, self.groups))
-        return out[slot, :, place].flatten(1, 2)                    # (N, Hq, D)
+        for part, n, c, mask in self.parts:
+            out[part, :, :n] = F.scaled_dot_product_attention(
+                grid[part, :, :n], keys[part, :, :c], values[part, :, :c], mask, scale=scaling)
+        return out.flatten(0, 2)[self.queries].unflatten(0, (-1, len(q)))   # (N, Hq, D)
 
 
 @dataclass

@@ -555,7 +555,8 @@ def test_room_of_ended_samples_is_used_again():
     assert slots.focus(np.array([0, 0]), np.array([1, 2])).tolist() == [3, 4]
     slots.release(0, 0)
     assert slots.focus(np.array([0]), np.array([2])).tolist() == [3] and slots.used[0] == 5
-    assert (slots.mask[0, 0, :5] == 0).all() and (slots.mask[0, 0, 5:] < 0).all()
+    (_, _, _, mask), = slots.parts
+    assert (mask[0, 0, 0, :5] == 0).all() and (mask[0, 0, 0, 5:] < 0).all()
     assert slots.focus(np.array([0]), np.array([2])).tolist() == [5]
 
 
