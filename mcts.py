@@ -385,13 +385,14 @@ AttentionInterface.register("dvo_slots", attend)
 
 
 torch_linear = F.linear
-LARGE = 2**16 if torch.backends.mkldnn.is_available() else math.inf
+ONEDNN = torch.backends.mkldnn.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
+LARGE = 2**16 if ONEDNN else math.inf
 
 
 def pack_weights(model, memory):
-    """{weight: the same in the layout of oneDNN's kernels}, of the float32 linear layers of `model` on a CPU
-    that have LARGE weights or more, while `memory` bytes last. They multiply 76 rows 1.2 to 1.3 times faster
-    than as torch does, 5 rows twice as fast."""
+    """{weight: the same in the layout of oneDNN's kernels}, of the float32 linear layers of `model` on an x86
+    CPU that have LARGE weights or more, while `memory` bytes last. They multiply 76 rows 1.2 to 1.3 times
+    faster than as torch does, 5 rows twice as fast."""
     packed = {}
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and layer.weight.numel() >= LARGE:
@@ -539,7 +540,8 @@ class Engine:
     computed again when needed.
     stats counts decode forwards, their rows, and tokens: prefilled, reused (prefixes found in the store) and
     sampled.
-    Raises InputError for a model that it cannot serve.
+    The model's weights must stay as they are while the engine lives. Raises InputError for a model that it
+    cannot serve.
     """
     SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
 

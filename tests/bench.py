@@ -81,25 +81,14 @@ class StepEnds:
 
 
 def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
-    """`breadth` next steps after each of `paths` (token ids) in one call of generate, as lists of Samples."""
+    """Sample `breadth` next steps after each of `paths` (token ids) in one call of generate."""
     width = max(map(len, paths))
     pad = tokenizer.pad_token_id or 0
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in paths], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in paths], device=model.device)
-    out = model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens,
-                         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
-                         stopping_criteria=[StepEnds(splitter, len(paths) * breadth, model.device)])
-    samples = []
-    for row in out[:, width:].tolist():
-        started = newline = torch.zeros(1, dtype=torch.bool, device=model.device)
-        end, n = "cut", len(row)
-        for i, token in enumerate(row):
-            blank, started, newline = splitter(torch.tensor([token], device=model.device), started, newline)
-            if splitter.eos[token] or blank:
-                end, n = "step" if blank else "eos", i + 1
-                break
-        samples.append(mcts.Sample(row[:n], [-1.0] * n, tokenizer.decode(row[:n]), end))
-    return [samples[i:i + breadth] for i in range(0, len(samples), breadth)]
+    model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens,
+                   do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
+                   stopping_criteria=[StepEnds(splitter, len(paths) * breadth, model.device)])
 
 
 class FullPrefix:
@@ -224,19 +213,25 @@ def roofline(device, dtype):
 
 
 def by_continuous_batching(model, paths, breadth, n):
-    """transformers' own engine with paged attention, n new tokens a sample without any stop. Returns them."""
+    """transformers' own engine with paged attention, n new tokens a sample without any stop."""
     config = transformers.GenerationConfig(max_new_tokens=n, do_sample=True, temperature=1.0, top_k=0,
                                            top_p=1.0, eos_token_id=-1, pad_token_id=0)
-    out = model.generate_batch([path for path in paths for _ in range(breadth)], generation_config=config)
-    return sum(len(one.generated_tokens) for one in out.values())
+    model.generate_batch([path for path in paths for _ in range(breadth)], generation_config=config)
+
+
+def expanded_paths(tree):
+    """The token ids of the paths that a search expanded, in time."""
+    inner = [i for i, node in enumerate(tree.nodes) if node.children]
+    return [path_tokens(tree, i) for i in sorted(inner, key=lambda i: tree.nodes[i].children[0])]
 
 
 def search(args):
     """Useful tokens/s (those that end in tree nodes, so a merged duplicate counts once) of (c) a whole search
-    with its start and its tail; of generate on expansions drawn at random from that search, (a) one tree at a
-    time and (b) 16 trees; and (d) the ceiling: decoding alone, as many rows, each after as many tokens as
-    there were before one of (c) on average, nothing shared. On a GPU also (e), continuous batching, whose
-    every token counts.
+    with its start and its tail; of generate on expansions of that search, (a) one tree at a time and (b) 16
+    trees, in lockstep; and (d) the ceiling: decoding alone, as many rows, each after as many tokens as there
+    were before one of (c) on average, nothing shared. On a GPU also (e), continuous batching, whose samples
+    all have the mean length of a step. The peers run a few expansions, spread over the iterations; as their
+    samples vary in length, an expansion of theirs counts as the mean one of (c).
 
     The paper searches 80 iterations a tree, an hour here; 12 keep this under 15 minutes on one CPU thread.
     Prefixes are then shorter, which favours the peers, and the start and the tail of (c) weigh more.
@@ -245,7 +240,7 @@ def search(args):
         model, tokenizer = shaped(args.shape, args.device, args.dtype)
     else:
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
-    problems = tasks.load_problems(args.data, split="train", limit=args.limit)
+    problems = tasks.load_problems(args.data, split="train", limit=args.limit or 2 * args.slots)
     columns = samples = before = 0  # of KV that decode steps read; samples, and the tokens before each
 
     def count():
@@ -260,35 +255,37 @@ def search(args):
         trees = list(searching)
     ours, stats = peak, engine.stats
     steps = [len(n.tokens) for t in trees for n in t.nodes[1:]]
-    expanded = [path_tokens(t, i) for t in trees for i, n in enumerate(t.nodes) if n.children]
-    prefix, mean = sum(map(len, expanded)) / len(expanded), sum(steps) / len(steps)
-    context = before // samples
-    rows = {"(c) ours": (sum(steps) / peak.seconds, len(expanded) / peak.seconds, stats["prefilled"],
+    expanded = [expanded_paths(tree) for tree in trees]
+    lengths = [len(path) for paths in expanded for path in paths]
+    expansions, context = len(lengths), before // samples
+    prefix, mean = sum(lengths) / expansions, sum(steps) / len(steps)
+    rows = {"(c) ours": (sum(steps) / peak.seconds, expansions / peak.seconds, stats["prefilled"],
                          stats["reused"], peak.gib)}
-    print(f"{len(trees)} trees, {len(expanded)} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
+    print(f"{len(trees)} trees, {expansions} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
           f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
           f"a forward has {stats['sampled'] / stats['forwards']:.1f} live samples in "
           f"{stats['rows'] / stats['forwards']:.1f} rows, each after {context} tokens", flush=True)
 
     draw = random.Random(args.seed)
 
-    def peer(name, together, batches, tokens_of):
-        tokens = prefilled = 0
+    def peer(name, together, batches, expand):
+        prefilled = done = 0
         with Peak(model.device) as peak:
-            for _ in range(batches):
-                paths = draw.sample(expanded, min(together, len(expanded)))
-                tokens += tokens_of(paths)
-                prefilled += sum(map(len, paths))
+            for n in range(batches):                    # the middle of each batch's share of the iterations
+                chosen = draw.sample(expanded, min(together, len(expanded)))
+                paths = [tree[int((n + 0.5) / batches * len(tree))] for tree in chosen]
+                expand(paths)
+                prefilled, done = prefilled + sum(map(len, paths)), done + len(paths)
         if batches:
-            rows[name] = tokens / peak.seconds, batches * together / peak.seconds, prefilled, 0, peak.gib
+            rate = done / peak.seconds
+            rows[name] = rate * sum(steps) / expansions, rate, prefilled, 0, peak.gib
 
-    def generated(paths):
-        drawn = by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
-        return sum(len(s.tokens) for samples in drawn for s in {s.text: s for s in samples}.values())
+    def generate(paths):
+        by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
     live = args.slots * args.breadth
     at_once = ceiling(engine, live, context)
-    peer("(a) generate, one tree", 1, args.batches * 6, generated)
-    peer("(b) generate, 16 trees", 16, args.batches, generated)
+    peer("(a) generate, one tree", 1, args.batches * 3, generate)
+    peer("(b) generate, 16 trees", 16, args.batches, generate)
     rate, gib = max(at_once, ceiling(engine, live, context))     # machines have slow minutes
     rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
@@ -548,12 +545,14 @@ def main():
         if command in (train, plan):
             continue
         sub.add_argument("--data", default="arithmetic", help="task or JSON Lines file (default: arithmetic)")
-        sub.add_argument("--limit", type=int, default=32, help="questions (default: 32)")
+        if command is scale:
+            sub.add_argument("--limit", type=int, default=8, help="questions to --model (default: 8)")
         if command is search:
+            sub.add_argument("--limit", type=int, help="questions (default: twice the slots)")
             sub.add_argument("--shape", choices=SHAPES, help="of a random model instead of --model")
             sub.add_argument("--iterations", type=int, default=12, help="a tree (default: 12)")
-            sub.add_argument("--batches", type=int, default=1,
-                             help="of 16 expansions by peer (b), of 6 by (a); 0: none (default: 1)")
+            sub.add_argument("--batches", type=int, default=2,
+                             help="of 16 expansions by peer (b), of 3 by (a); 0: none (default: 2)")
             sub.add_argument("--continuous", action="store_true", help="peer (e) on a CPU, too")
             sub.add_argument("--breadth", type=int, default=5)
             sub.add_argument("--slots", type=int, default=16)

@@ -392,7 +392,7 @@ SERVED = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {},
 def test_stored_logprobs_are_those_of_the_bare_model(kind, tok, monkeypatch):
     """In float32, for every node of every tree; prompts of very different lengths share the batch. A larger
     difference means a wrong key, value or position. All products by oneDNN, which is for larger models."""
-    if mcts.LARGE < math.inf:
+    if mcts.ONEDNN:
         monkeypatch.setattr(mcts, "LARGE", 0)
     lm, kept, inner, eos = tiny.model(kind, torch.float32, **SERVED[kind]), 0, 0, set()
     for tree in grown(lm, tok, slots=3).values():
@@ -437,7 +437,7 @@ def test_how_the_work_is_cut_changes_no_tree(name, settings, lm, tok, trees, mon
             assert (a.tokens, a.visits, a.logprob) == (b.tokens, b.visits, about(b.logprob, abs=1e-9))
 
 
-@pytest.mark.skipif(mcts.LARGE == math.inf, reason="no oneDNN here")
+@pytest.mark.skipif(not mcts.ONEDNN, reason="no oneDNN here")
 def test_packed_weights_multiply_as_their_own(monkeypatch):
     """With any rows and biases; where a gradient is wanted, which oneDNN's product lacks, as torch does."""
     monkeypatch.setattr(mcts, "LARGE", 0)
@@ -452,7 +452,7 @@ def test_packed_weights_multiply_as_their_own(monkeypatch):
                 torch.testing.assert_close(mcts.multiply(packed, x, weight, bias), expected)
 
 
-@pytest.mark.skipif(mcts.LARGE == math.inf, reason="no oneDNN here")
+@pytest.mark.skipif(not mcts.ONEDNN, reason="no oneDNN here")
 def test_which_weights_are_packed(monkeypatch):
     """The large ones of linear layers in float32, while the memory lasts."""
     lm = tiny.model()
