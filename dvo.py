@@ -154,6 +154,7 @@ class Policy(nn.Module):
         return self.lm.device
 
     def forward(self, packs=None, values=False, **inputs):
+        """Step log-probs, and values if asked, of packs; without packs the LM's own output. See the class."""
         if packs is None:
             return self.lm(**inputs)
         tokens, position, mask, source, target, slot, state, state_slot = collate(packs, self.device)
@@ -1192,6 +1193,7 @@ def show_tree(trees):
 
 
 def parse_arguments():
+    """The parsed command line. Raises InputError for flags that do not go together."""
     parser = argparse.ArgumentParser(
         description="Direct Value Optimization. "
                     "Without --model: the demo, on any machine, nothing to download.")
@@ -1284,6 +1286,7 @@ def main():
 
 
 def run_command_line(args, start):
+    """Do what `args` ask for: print the memory plan, or carry a run, the demo too, to its report."""
     if args.plan and not args.model:
         raise InputError("--plan needs --model, a folder or hub name with a config.json")
     if args.plan:

@@ -596,6 +596,7 @@ class _Reader:
         return node
 
     def atom(self, kind, value):
+        """The operand that begins with the token (kind, value), which was taken. ValueError if none does."""
         if kind == "num":
             return _number(re.sub(r"[,\s]|\.(?!\d)", "", value))
         if kind == "whole":  # 1 1/2 and 1\frac12 are 3/2, but 1\frac32 is a product
@@ -638,6 +639,7 @@ class _Reader:
         raise ValueError(f"{value} is no operand")
 
     def function(self, name):
+        """A named function with its power, base and argument: `\\sin^2 x`, `\\log_2 8`, `\\sin^{-1} x`."""
         power, base = None, []
         while mark := self.take("^", "_"):
             if mark[0] == "^":
@@ -865,6 +867,7 @@ def evaluate(model, tokenizer, problems, trials=3, temperature=0.7, max_new_toke
 
 
 def main():
+    """The command: sample answers, print accuracy and its spread over the trials."""
     parser = argparse.ArgumentParser(description="Zero-shot accuracy of a model on a task (paper, Sec. 5).")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub name")
     parser.add_argument("--data", required=True, help=f"JSON Lines file, or a task: {', '.join(TASKS)}")

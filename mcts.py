@@ -927,6 +927,7 @@ def search_settings(args):
 
 
 def main():
+    """The command: draw trees, or search and append each tree to a file as it is finished."""
     import eval as tasks                        # its loader and grader, for the command alone
     from tqdm import tqdm
 

@@ -2,7 +2,7 @@
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate
     python tests/bench.py search --shape llama-3-8b --slots 128      # of that shape, random: for a GPU
-    python tests/bench.py scale                                      # many questions, wide trees, small memor
+    python tests/bench.py scale                                      # more questions, wider trees, less KV
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
     python tests/bench.py plan --model M                             # dvo.py --plan against measured peaks
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
@@ -282,6 +282,7 @@ def search(args):
 
     def generate(paths):
         by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
+
     live = args.slots * args.breadth
     at_once = ceiling(engine, live, context)
     peer("(a) generate, one tree", 1, args.batches * 3, generate)

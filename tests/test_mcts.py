@@ -391,7 +391,7 @@ SERVED = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {},
 @pytest.mark.parametrize("kind", SERVED)
 def test_stored_logprobs_are_those_of_the_bare_model(kind, tok, monkeypatch):
     """In float32, for every node of every tree; prompts of very different lengths share the batch. A larger
-    difference means a wrong key, value or position. All products by oneDNN, which is for larger models."""
+    difference means a wrong key, value or position. Linear layers multiply as those of larger models do."""
     if mcts.ONEDNN:
         monkeypatch.setattr(mcts, "LARGE", 0)
     lm, kept, inner, eos = tiny.model(kind, torch.float32, **SERVED[kind]), 0, 0, set()
