@@ -233,7 +233,7 @@ def search(args):
     all have the mean length of a step. The peers run a few expansions, spread over the iterations; as their
     samples vary in length, an expansion of theirs counts as the mean one of (c).
 
-    The paper searches 80 iterations a tree, an hour here; 12 keep this under 15 minutes on one CPU thread.
+    The paper searches 80 iterations a tree, an hour here; 16 keep this under 15 minutes on one CPU thread.
     Prefixes are then shorter, which favours the peers, and the start and the tail of (c) weigh more.
     """
     if args.shape:
@@ -551,7 +551,7 @@ def main():
         if command is search:
             sub.add_argument("--limit", type=int, help="questions (default: twice the slots)")
             sub.add_argument("--shape", choices=SHAPES, help="of a random model instead of --model")
-            sub.add_argument("--iterations", type=int, default=12, help="a tree (default: 12)")
+            sub.add_argument("--iterations", type=int, default=16, help="a tree (default: 16)")
             sub.add_argument("--batches", type=int, default=2,
                              help="of 16 expansions by peer (b), of 3 by (a); 0: none (default: 2)")
             sub.add_argument("--continuous", action="store_true", help="peer (e) on a CPU, too")
