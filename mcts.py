@@ -964,4 +964,5 @@ def main():
 
 
 if __name__ == "__main__":
+    from mcts import main, run_command          # the module whose InputError eval.py raises, not a second one
     run_command(main)
