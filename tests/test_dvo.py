@@ -424,7 +424,8 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, inpu
 
 @pytest.mark.parametrize("script", ("dvo.py", "mcts.py", "eval.py"))
 def test_every_script_tells_bad_input_in_one_sentence(script, tmp_path):
-    done = command("--model", "M", "--data", tmp_path / "nowhere.jsonl", "--out", tmp_path / "new", script=script)
+    done = command("--model", "M", "--data", tmp_path / "nowhere.jsonl", "--out", tmp_path / "new",
+                   script=script)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(f"{script}: ") and "nowhere.jsonl" in done.stderr
 
