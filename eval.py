@@ -52,7 +52,10 @@ def _metamath(row, seed):
 
 
 def _pair(row, seed):
-    return row["question"], str(row["answer"]) if type(row["answer"]) in (int, float) else row["answer"]
+    answer = row["answer"]
+    if isinstance(answer, str) and re.search(r"\n#### [^\n]+\s*\Z", answer):       # a file of GSM8K's form
+        return _gsm8k(row, seed)
+    return row["question"], str(answer) if type(answer) in (int, float) else answer
 
 
 def _choice(row, seed):

@@ -103,6 +103,16 @@ def test_a_json_list_reads_like_json_lines(tmp_path):
     assert len(load_problems("metamath", split="train", data_dir=tmp_path)) == 2
 
 
+def test_a_file_of_worked_solutions_reads_like_gsm8k(tmp_path):
+    """Else every response to a copy of GSM8K under another name would be graded wrong. A heading stays."""
+    row, question, answer = ROWS["gsm8k"]
+    path = tmp_path / "mine.jsonl"
+    heading = {"question": "Which?", "answer": "a\n#### b\nc"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(heading)}\n")
+    first, second = load_problems(path)
+    assert first == {"question": question, "answer": answer} and second["answer"] == "a\n#### b\nc"
+
+
 def test_options_without_order_are_shuffled_by_seed_and_question_alone(tmp_path):
     (tmp_path / "sciq_test.json").write_text(json.dumps(SCIQ))
     def load(seed):
