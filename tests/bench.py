@@ -233,7 +233,7 @@ def search(args):
     all have the mean length of a step. The peers run a few expansions, spread over the iterations; as their
     samples vary in length, an expansion of theirs counts as the mean one of (c).
 
-    The paper searches 80 iterations a tree, 42 minutes on one CPU thread with AVX-512; the default takes 14.
+    The paper searches 80 iterations a tree, 42 minutes on one CPU thread with AVX-512; the default takes 15.
     Prefixes are then shorter, which favours the peers, and the start and the tail of (c) weigh more.
     """
     if args.shape:
