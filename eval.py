@@ -3,12 +3,11 @@
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
 The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation.
-Model output is parsed, never run. Four parts, each usable alone: `load_problems`, `extract_answer`,
-`is_equiv`, `evaluate`.
+What it wrongly accepts a policy learns to say, so where it is in doubt it says no. Model output is read, never
+run. Importing this file costs milliseconds: neither torch nor transformers.
 """
 import argparse
-import cmath
-import collections
+import decimal
 import functools
 import hashlib
 import json
@@ -20,27 +19,53 @@ import re
 import sys
 import time
 import unicodedata
-import urllib.request
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from fractions import Fraction
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 
-from tqdm import tqdm
+try:
+    import fcntl
+except ImportError:  # Windows: files are not locked
+    fcntl = None
 
-from mcts import MARKER, InputError, build_prompt, load_model, run_command, sample
+MARKER = "Final Answer:"
+
+
+class InputError(ValueError):
+    """Something the user can put right, told in one sentence: commands print it and exit with status 2."""
+
+
+def check_range(**settings):
+    """Raise InputError for the first of name=(value, least) that is too small; None stands for a default."""
+    for name, (value, least) in settings.items():
+        if value is not None and not value >= least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
+
 
 # ----------------------------------------------------------------------------------------------------------
 # Tasks: where each file comes from, and how one row of it becomes a question and an answer
 
 
-def _after(marker, solution):
-    if marker not in solution:
-        raise ValueError(f"no {marker!r} in the solution")
-    return solution.rpartition(marker)[2]
+def _pair(row, seed):
+    question, answer = row["question"], row["answer"]
+    if not isinstance(answer, str):
+        return question, str(answer) if type(answer) in (int, float) else answer
+    if "####" in answer:
+        return _gsm8k(row, seed)
+    is_box = _BOX.match(answer.strip("$ "))
+    if not is_box and extract_answer(answer) not in (None, answer):
+        raise ValueError("the answer looks like a solution; keep the final answer alone, or write it after ####")
+    return question, answer
 
 
 def _gsm8k(row, seed):
-    return row["question"], _after("####", row["answer"]).replace(",", "")
+    answer = _after("####", row["answer"]).strip()
+    if "\n" in answer:
+        raise ValueError("the answer goes on after the line that starts with ####")
+    return row["question"], answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
 
 
 def _math(row, seed):
@@ -51,19 +76,20 @@ def _metamath(row, seed):
     return row["query"], _after("The answer is:", row["response"])
 
 
-def _pair(row, seed):
-    answer = row["answer"]
-    if isinstance(answer, str) and re.search(r"\n#### [^\n]+\s*\Z", answer):       # a file of GSM8K's form
-        return _gsm8k(row, seed)
-    return row["question"], str(answer) if type(answer) in (int, float) else answer
+def _after(mark, solution):
+    if mark not in solution:
+        raise ValueError(f"no {mark!r} in the solution")
+    return solution.rpartition(mark)[2]
 
 
 def _choice(row, seed):
-    question, choices = row["question"]["stem"], row["question"]["choices"]
+    question = row["question"]["stem"]
+    choices = row["question"]["choices"]
+    options = [choice["text"] for choice in choices]
     correct = [choice["text"] for choice in choices if choice["label"] == row["answerKey"]]
     if not correct:
         raise ValueError(f"no choice is labelled {row['answerKey']!r}")
-    return _lettered(question, [choice["text"] for choice in choices], correct[0])
+    return _lettered(question, options, correct[0])
 
 
 def _sciq(row, seed):
@@ -78,181 +104,226 @@ def _lettered(question, options, correct):
     return "\n".join([question, *lines]), lines[options.index(correct)]
 
 
+def _by_form(row, seed):
+    """A row of a file given by its path: its fields show whose form it has."""
+    forms = {"answerKey": _choice, "correct_answer": _sciq, "query": _metamath, "problem": _math}
+    convert = next((form for field, form in forms.items() if field in row), _pair)
+    return convert(row, seed)
+
+
 def _files(address, **splits):
-    return {split: (file, address + path, sha256) for split, (file, path, sha256) in splits.items()}
+    for split, (file, path, digest) in splits.items():
+        splits[split] = (file, address + path, digest)
+    return splits
 
 
+_THOUSANDS = re.compile(r"[-+$ ]*\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _GITHUB = "https://raw.githubusercontent.com/"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
 _CSQA_DEV = ("csqa_dev_rand_split.jsonl", "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
 
-# task: (row converter, {split: (file name, address, first 32 hexadecimal digits of its sha256 where known)})
+# task: (row converter, {split: (file name, address, digest)}). A digest is the first 32 hexadecimal digits of
+# the file's sha256, or the 40 of its git blob id, or empty where none is known
 TASKS = {
     "gsm8k": (_gsm8k, _files(
         _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/",
         train=("gsm8k_train.jsonl", "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
         test=("gsm8k_test.jsonl", "test.jsonl", "3730d312f6e3440559ace48831e51066"))),
-    "math": (_math, _files(  # 12,000 and 500 problems
+    "math": (_math, _files(  # the paper's 7,500 and 5,000 problems
+        _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/",
+        train=("math_7500_train.jsonl", "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
+        test=("math_5000_test.jsonl", "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b"))),
+    "math500": (_math, _files(
         "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
         "prm800k/math_splits/",
-        train=("math_train.jsonl", "train.jsonl", "90d96daeac3fe343ebb1e22ce93dd996"),
-        test=("math_test.jsonl", "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5"))),
+        test=("math500_test.jsonl", "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5"))),
     "agieval-math": (_pair, _files(
         _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/",
         test=("agieval_math.jsonl", "math.jsonl", "43e783af2025318125a96a970a0df379"))),
-    "metamath": (_metamath, _files("https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/",
+    "metamath": (_metamath, _files(
+        "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/",
         train=("MetaMathQA-395K.json", "MetaMathQA-395K.json", "fb39a5d8c05c042ece92eae37dfd5ea4"))),
-    "obqa": (_choice, _files(_MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/",
+    "obqa": (_choice, _files(
+        _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/",
         train=("openbookqa_main_train.jsonl", "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
         dev=("openbookqa_main_dev.jsonl", "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
         test=("openbookqa_main_test.jsonl", "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd"))),
-    "csqa": (_choice, _files("https://s3.amazonaws.com/commensenseqa/",  # its test answers are not public
+    "csqa": (_choice, _files(
+        "https://s3.amazonaws.com/commensenseqa/",
         train=("csqa_train_rand_split.jsonl", "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
-        dev=_CSQA_DEV, test=_CSQA_DEV)),
-    "arc": (_choice, _files(_MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-",
+        dev=_CSQA_DEV,
+        test=_CSQA_DEV)),  # the answers of its test split are not public
+    "arc": (_choice, _files(
+        _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-",
         train=("arc_challenge_train.jsonl", "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
         dev=("arc_challenge_dev.jsonl", "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
         test=("arc_challenge_test.jsonl", "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81"))),
-    "sciq": (_sciq, _files(_MIRROR + "SciQ/",
+    "sciq": (_sciq, _files(
+        _MIRROR + "SciQ/",
         train=("sciq_train.json", "train.json", ""),
         dev=("sciq_valid.json", "valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
         test=("sciq_test.json", "test.json", "7340983c427dc2ffd3dccf1adb758b6c"))),
     "arithmetic": (None, {"train": 600, "test": 300}),  # generated below; the numbers of problems
 }
 
+# ----------------------------------------------------------------------------------------------------------
+# Loading
 
-def load_problems(name_or_path, *, split="test", limit=None, data_dir=None, seed=0):
-    """Load a task of `TASKS`, or a JSON Lines file with `question` and `answer`, as a list of such dicts.
+
+def load_problems(name: str | Path | list, *, split: str = "test", limit: int | None = None,
+                  data_dir: str | Path | None = None, seed: int = 0) -> list[dict]:
+    """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}.
 
     Args:
-        name_or_path: a task name, or the path of a file (then `split` and `data_dir` are not used).
+        name: a task, or the path of a file: JSON Lines or one JSON list with the fields question and answer, or
+            in the form of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
         split: "train", "dev" or "test", where the task has it.
-        limit: keep at most this many problems, in file order; None keeps all.
+        limit: keep at most this many problems, the first ones; at least 1.
         data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo).
-        seed: orders the options where the source has no order (SciQ), by seed and question alone.
+        seed: orders a mixture, and the options where the source has no order (SciQ).
 
     A file found nowhere is downloaded into the cache folder. Repeated questions are dropped and counted.
-    Raises InputError for an unknown task or split, a failed download, and a missing, empty or malformed file.
+    Raises InputError for an unknown task or split, a failed download, and a missing, empty or malformed file,
+    with the line named.
     """
-    convert, files = TASKS.get(name_or_path, (_pair, None))
+    check_range(limit=(limit, 1))
+    if isinstance(name, (list, tuple)):
+        parts = [load_problems(part, split=split, data_dir=data_dir, seed=seed) for part in name]
+        problems = {problem["question"]: problem for part in parts for problem in part}
+        mixture = list(problems.values())
+        random.Random(f"mixture {seed}").shuffle(mixture)
+        return mixture[:limit]
+    convert, files = TASKS.get(str(name), (_by_form, None))
     if files is None:
-        path = Path(name_or_path)
-        if not path.is_file():
+        path = Path(name)
+        if path.is_dir() or not path.exists():
             raise InputError(f"{path} is neither a file nor a task; the tasks are {', '.join(TASKS)}.")
     elif split not in files:
-        raise InputError(f"{name_or_path} has no split {split!r}: choose one of {', '.join(files)}.")
-    elif name_or_path == "arithmetic":
-        return arithmetic(min(files[split], sys.maxsize if limit is None else limit), seed=split)
+        raise InputError(f"{name} has no split {split!r}: choose one of {', '.join(files)}.")
+    elif name == "arithmetic":
+        return arithmetic(min(files[split], limit or files[split]), seed=split)
     else:
         path = _locate(*files[split], data_dir)
-    problems, repeats = {}, 0
-    for line, row in _rows(path):
-        if limit is not None and len(problems) >= limit:
+    return _problems(path, convert, limit, seed)
+
+
+def _problems(path, convert, limit, seed):
+    answers = {}
+    repeats = 0
+    for place, row in _rows(path):
+        if len(answers) == limit:
             break
         try:
-            if not isinstance(row, dict):
-                raise TypeError("it is not an object with named fields")
-            question, answer = convert(row, seed)
-            if not isinstance(question, str) or not isinstance(answer, str):
-                raise TypeError("the question or the answer is not text")
-            if not question.strip() or not answer.strip():
-                raise ValueError("the question or the answer is empty")
+            question, answer = _checked(row, convert, seed)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{path}, line {line}: {reason}; correct or delete this row.") from error
-        repeats += question in problems
-        problems.setdefault(question, answer.strip())
-    if not problems and limit != 0:
+            raise InputError(f"{path}, {place}: {reason}; correct or delete this row.") from error
+        repeats += question in answers
+        answers.setdefault(question, answer)
+    if not answers:
         raise InputError(f"{path} holds no problem: put one JSON object a line in it, or delete it.")
     if repeats:
-        print(f"{path}: dropped {repeats} repeated questions, kept {len(problems)}", file=sys.stderr)
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+        print(f"{path}: dropped {repeats} repeated questions, kept {len(answers)}", file=sys.stderr)
+    return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
 
-def _locate(file, url, sha256, data_dir):
+def _checked(row, convert, seed):
+    if not isinstance(row, dict):
+        raise TypeError("it is not an object with named fields")
+    question, answer = convert(row, seed)
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise TypeError("the question or the answer is not text")
+    if not question.strip() or not answer.strip():
+        raise ValueError("the question or the answer is empty")
+    return question, answer.strip()
+
+
+def _rows(path):
+    """Yield (place, object) of a JSON Lines file, a line at a time, or of one JSON list."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.lstrip().startswith("[") and number == 1:
+                    for item, row in enumerate(json.loads(line + file.read()), 1):
+                        yield f"item {item}", row
+                elif line.strip():
+                    yield f"line {number}", json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = error.lineno if number == 1 and isinstance(error, json.JSONDecodeError) else number
+        raise InputError(f"{path}, line {line}: not JSON ({error}); correct or delete it.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}): replace the file.") from error
+
+
+def _locate(file, url, digest, data_dir):
     cache = Path(os.environ.get("DVO_CACHE") or Path.home() / ".cache" / "dvo")
     for path in (Path(data_dir or cache, file), cache / file):
         if path.is_file():
             return path
-    _download(url, path, sha256)
+    _download(url, path, digest)
     return path
 
 
-def _download(url, path, sha256):
+def _download(url, path, digest):
     """Fetch to a temporary name, check, rename: `path` is whole or absent, with several processes too."""
-    partial, digest = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
+    from torch.hub import download_url_to_file
+
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    is_git = len(digest) == 40
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as reply, open(partial, "wb") as out:
-            size = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while chunk := reply.read(1 << 20):
-                    digest.update(chunk)
-                    bar.update(out.write(chunk))
-        if partial.stat().st_size < size:
-            raise OSError(f"the connection closed after {partial.stat().st_size} of {size} bytes")
-        if not digest.hexdigest().startswith(sha256):
-            raise OSError(f"its sha256 is {digest.hexdigest()}, not {sha256}...")
+        download_url_to_file(url, str(partial), hash_prefix=None if is_git else digest)
+        if is_git and _git_blob(partial) != digest:
+            raise OSError(f"its git blob id is not {digest}")
         os.replace(partial, path)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another sha256
         raise InputError(f"Cannot download {url} ({error}): put {path.name} at {path}.") from error
     finally:
         if partial.exists():
             partial.unlink()
 
 
-def _rows(path):
-    """Yield (line number, object) from a JSON Lines file or from one JSON list."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text ({error}): replace the file.") from error
-    is_list, decoder, position, line = text.lstrip().startswith("["), json.JSONDecoder(), 0, 1
-    skip, rest_of_line = re.compile(r"[\s,\[\]]*" if is_list else r"\s*"), re.compile(r"[^\n]*")
-    while True:
-        start = skip.match(text, position).end()
-        line, position = line + text.count("\n", position, start), start
-        if start == len(text):
-            return
-        try:
-            row, end = decoder.raw_decode(text, start)
-            if not is_list and rest_of_line.match(text, end)[0].strip():
-                raise ValueError("more follows the object")
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {line}: not JSON ({error}); correct or delete it.") from error
-        yield line, row
-        line, position = line + text.count("\n", start, end), end
+def _git_blob(path):
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------
 # The arithmetic task: generated, nothing to download
 
-OPERATIONS = {"Add": ("+", lambda a, b: a + b), "Subtract": ("-", lambda a, b: a - b),
-              "Multiply by": ("*", lambda a, b: a * b)}
-LARGEST = 29                                    # every intermediate value lies in 0 ... LARGEST
+OPERATIONS = {
+    "Add": ("+", operator.add),
+    "Subtract": ("-", operator.sub),
+    "Multiply by": ("*", operator.mul),
+}
+LARGEST = 29  # every intermediate value lies in 0 ... LARGEST
 
 
-def arithmetic(n, seed=0, low=3, high=6):
+def arithmetic(n: int, seed: int | str = 0,
+               low: int = 3, high: int = 6) -> list[dict]:
     """n different chains of `low` to `high` operations as {"question", "answer"}; the same for the same seed.
 
     >>> arithmetic(1, low=2, high=2)
     [{'question': 'Start with 19. Subtract 1. Add 1.', 'answer': '19'}]
     """
-    draw, problems = random.Random(f"arithmetic {seed}"), {}
+    draw = random.Random(f"arithmetic {seed}")
+    problems = {}
     while len(problems) < n:
-        value, words = draw.randint(0, LARGEST), []
+        value = draw.randint(0, LARGEST)
         question = f"Start with {value}."
         for _ in range(draw.randint(low, high)):
             after = -1
             while not 0 <= after <= LARGEST:
-                word, operand = draw.choice(list(OPERATIONS)), draw.randint(1, 6)
+                word = draw.choice(list(OPERATIONS))
+                operand = draw.randint(1, 6)
                 after = OPERATIONS[word][1](value, operand)
-            question, value = f"{question} {word} {operand}.", after
+            question = f"{question} {word} {operand}."
+            value = after
         problems.setdefault(question, {"question": question, "answer": str(value)})
     return list(problems.values())
 
 
-def demonstrate(question, draw, skip=0.0):
+def demonstrate(question: str, draw: random.Random, skip: float = 0.0) -> str:
     """A worked solution. With probability `skip` a step runs on over the next operation and states only the
     result of both: what a model learns from such examples is to take steps that it cannot do reliably.
 
@@ -260,51 +331,69 @@ def demonstrate(question, draw, skip=0.0):
     '24 * 1 = 24.\\n\\n24 - 5 = 19.\\n\\nFinal Answer: 19'
     """
     start, *chain = question.removesuffix(".").split(". ")
-    value, steps, i = int(start.split()[-1]), [], 0
-    while i < len(chain):
-        step, more = str(value), True
-        while more:
-            word, operand = chain[i].rsplit(" ", 1)
-            sign, apply = OPERATIONS[word]
-            step, value, i = f"{step} {sign} {operand}", apply(value, int(operand)), i + 1
-            more = i < len(chain) and draw.random() < skip
-        steps.append(f"{step} = {value}.\n\n")
-    return "".join(steps) + f"{MARKER} {value}"
+    value = int(start.split()[-1])
+    solution = ""
+    step = str(value)
+    for i, operation in enumerate(chain):
+        word, operand = operation.rsplit(" ", 1)
+        sign, apply = OPERATIONS[word]
+        value = apply(value, int(operand))
+        step = f"{step} {sign} {operand}"
+        if i + 1 == len(chain) or draw.random() >= skip:
+            solution += f"{step} = {value}.\n\n"
+            step = str(value)
+    return f"{solution}{MARKER} {value}"
 
 
-def single_operations(text):
+def single_operations(text: str) -> tuple[int, int]:
     """(right, all) of the steps of `text` that do one operation.
 
     >>> single_operations("24 * 1 = 24.\\n\\n24 - 5 = 18.\\n\\n18 + 2 * 3 = 1.\\n\\nFinal Answer: 1")
     (1, 2)
     """
-    found = re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE)
     apply = dict(OPERATIONS.values())
-    return sum(apply[sign](int(a), int(b)) == int(c) for a, sign, b, c in found), len(found)
+    right = done = 0
+    for a, sign, b, result in re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE):
+        done += 1
+        right += apply[sign](int(a), int(b)) == int(result)
+    return right, done
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Extraction: the final answer in a response
 
 MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
-_FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b|:)", re.I)
-_WEAKER = [re.compile(pattern, re.I) for pattern in (
-    r"(?<!#)####(?!#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)",  # not a heading
-    r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b",  # the answer is
-    r"\banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))", r"(?:\A|\n)A:(?=[^\n]{0,60}\s*\Z)",  # Answer:, A: as last line
-    r"\*\*(?=[^*\n]+\*\*[.\s]*\Z)")]  # bold text at the end
-_SENTENCE_END = re.compile(r"(?<!\b[DMS][rst])[.!?][)\"'*]*\s+(?=[A-Z<\[(])|<\|")  # not after Dr, Mr, Ms
-_BOX, _BRACE = re.compile(r"\\f?boxed\s*(?=\{)"), re.compile(r"\\.|[{}]", re.S)
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
+_FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
+_STATED = re.compile(r"""
+    \\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])  |  <answer>  |  答案\s*[是为]?\s*:?
+  | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
+  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b
+    (?!\s+(?:correct|right|wrong|not)\b)
+  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  ^A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+_SENTENCE_END = re.compile(r"""(?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])|<\||</""")
+_BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
+_PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
+_BRACE = re.compile(r"\\.|[{}]", re.S)
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
-_VALUE = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]"
-                    r"|((?<!\^)-?\.?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?\s?%?)", re.S)
 
 
-def extract_answer(text):
+def visible(text: str) -> str:
+    """The text without its thoughts: what stands outside <think> ... </think>. An unclosed <think> hides the
+    rest; a </think> that nothing opens, since the prompt did, hides what stands before it.
+
+    >>> visible("<think>5? No.</think> It is 7.")
+    ' It is 7.'
+    """
+    return _THOUGHT.sub("", text).rpartition("</think>")[2]
+
+
+def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
-    The strongest marker present decides, its last use wins: "Final Answer:", \boxed{}, "####", "the answer
-    is", "Answer:", "A:" as the last line, bold text at the end. Boxes joined by "and" are one list.
+    What follows the last use of `marker` counts, else the last statement among \boxed{}, "####", "the answer
+    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought counts
+    only where nothing follows it. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -312,219 +401,492 @@ def extract_answer(text):
     '12 apples'
     >>> extract_answer("I do not know.")
     """
-    text = text[-MAX_RESPONSE:]
-    rest = _after_last(_FINAL, text)
+    _require_text(text, marker)
+    text = _shown(text)
+    rest = _after_last(_announcement(marker), text)
     if found := _boxed(rest) or _sentence(rest):
-        return extract_answer(found) or found  # "Final Answer: the answer is 5"
-    found = _boxed(text)
-    for marker in _WEAKER:
-        if not found and (rest := _after_last(marker, text)):
-            found = _sentence(rest)
-    return found or None
+        return _last_stated(found) or found  # "Final Answer: the answer is 5"
+    return _last_stated(text)
 
 
-def _after_last(marker, text):
-    ends = [use.end() for use in marker.finditer(text)]
+def _require_text(*texts):
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a response, an answer and a marker are text (str), not {type(text).__name__}")
+
+
+def _shown(text):
+    shown = visible(text)
+    if not shown.strip():
+        shown = text
+    return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
+
+
+@functools.cache
+def _announcement(marker):
+    if marker == MARKER:
+        return _FINAL
+    return re.compile(re.escape(marker))
+
+
+def _after_last(pattern, text):
+    ends = [use.end() for use in pattern.finditer(text)]
     return text[ends[-1]:] if ends else ""
+
+
+def _last_stated(text):
+    end = len(text)
+    for use in list(_STATED.finditer(text))[:-6:-1]:
+        part = text[:end]
+        is_box = "box" in use[0]
+        if found := _boxed(part) if is_box else _sentence(part[use.end():]):
+            return found
+        end = use.start()
+    return None
 
 
 def _boxed(text):
     """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None."""
-    found, start = [], len(text)
+    found = []
+    start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
-        depth, end = 0, None
-        for brace in _BRACE.finditer(text, box.end()):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                end = brace.end()
-                break
-        if end is None or found and (start - end > 40 or not _JOINT.fullmatch(text, end, start)):
+        end = _box_end(text, box.end())
+        if end is None or found and not _are_joined(text, end, start):
             break
-        found.insert(0, text[box.end() + 1:end - 1].strip())
+        content = text[box.end():end]
+        if content[0] == "{":
+            content = content[1:-1].strip()
+        found.insert(0, content)
         start = box.start()
-    return ", ".join(found) or None
+    return ", ".join(dict.fromkeys(found)) or None
+
+
+def _box_end(text, start):
+    if text[start] != "{":  # \boxed7
+        return re.compile(r"\\[A-Za-z]+|\w").match(text, start).end()
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.end()
+    return None
+
+
+def _are_joined(text, end, start):
+    return 0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)
 
 
 def _sentence(rest):
     """The rest of the sentence after a marker, which may open with display mathematics over several lines."""
-    rest = rest.lstrip(" \t\r\n:*")
+    rest = rest.lstrip(" \t\r\n:*=")
     for opening, closing in (("$$", "$$"), (r"\[", r"\]")):
         if rest.startswith(opening) and (end := rest.find(closing, 2)) > 0:
             return rest[2:end].strip()
-    line = _SENTENCE_END.split(rest.split("\n", 1)[0], maxsplit=1)[0].strip(" \t\r*\"'`").rstrip("*. ")
+    line, _, more = rest.partition("\n")
+    if line.rstrip(" *").endswith(":") and more.strip():  # "The sum is:", and then the sum
+        return _sentence(more)
+    line = _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
 
 
-def grade(response, answer):
+def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`.
 
-    Where that is prose ("The largest is $34$ of them"), the last formula or number in it counts.
+    Where that is prose ("The largest is $34$ of them"), the one value that its last sentence states counts.
+    Never raises but TypeError, for what is no text.
+
+    >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
+    (True, False)
     """
-    prediction = extract_answer(response)
-    if prediction is None:
-        prediction = response[-MAX_RESPONSE:]
+    _require_text(response, answer, marker)
+    prediction = extract_answer(response, marker) or _shown(response)
     if is_equiv(prediction, answer):
         return True
-    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", prediction)) < 3 or _parse(_clean(prediction)):
-        return False
-    values = list(_VALUE.finditer(_translate(prediction[-1000:])))
-    return bool(values) and is_equiv(next(filter(None, values[-1].groups())), answer)
+    value = _stated_value(prediction)
+    return value is not None and is_equiv(value, answer)
+
+
+def reward(response: str, answer: str, marker: str = MARKER) -> int:
+    """The outcome of a solution: +1 if its final answer is right, else -1."""
+    return 1 if grade(response, answer, marker) else -1
+
+
+# The value that a sentence states
+
+_VERB = re.compile(r"\b(?:is|are|was|were|equals?|has|have|had|gets?|got|makes?|gives?|becomes?)\b|'s\b|:\s")
+_DOUBTED = re.compile(r"""\b(?:think|doubt|wrong|false|incorrect|if|unless|whether|perhaps|maybe|guess)\b | \?
+    | \d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I | re.X)
+_HEDGED = re.compile(r"""n't\b | \b(?:not|no|never|neither|nor|cannot|without|between|than|at\s(?:least|most)|up\sto
+    |over|under|above|below|about|around|approximately|roughly|nearly|almost|close|or|either|might|may|can|could
+    |would|should|minus|negative|except|instead|rather|off|short|debt|exceeds?|unlikely|but|ruled?|lacks?|far
+    |beyond|sa(?:id|ys?)|claims?|too|point|divided|divisible|power
+    |step|option|question|(?:square|cube|root|log|reciprocal|opposite|inverse|multiple|factor)\sof)\b""", re.I | re.X)
+_CIRCUMSTANCE = re.compile(r"""\b(?:after|before|in|within|for|during|per|every|each|from|by|on|since|until|with|at
+    |age|aged|when|where)\s+(?:the\s+|all\s+)?\Z""", re.I | re.X)
+_VALUE = re.compile(r"""(?:(?:
+      \\begin\{[a-z]+\}.*?\\end\{[a-z]+\}
+    | [(\[][^()\[\]A-Za-z]*,[^()\[\]]*[)\]]                                # a point or an interval
+    | \\[A-Za-z]+ | \d(?:[\d,]*\d)?(?:\.\d+)? | \.\d+ | [-+*/^=<>:!%°|{}()_]
+    | (?<![A-Za-z\\'])(?![aAI]\s+[\w\\])[A-Za-z](?![A-Za-z'])              # a letter, but no article
+    )\s?)+""", re.X)
+_BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
+_ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
+
+
+def _stated_value(text):
+    """The value that the last sentence states, as text; None where that is denied, hedged or not one value."""
+    text = _translate(text[-1000:].partition("<|")[0])
+    text = re.sub(r"\\?\$|\\[()\[\]]|\\(?=%)", "", _BOLD.sub(r"\1", text)).strip()
+    last_line = text.rpartition("\n")[2]
+    sentences = [part for part in _SENTENCE_END.split(last_line) if part.strip(" .")]
+    sentence = _ASIDE.sub("", sentences[-1]) if sentences else ""
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)
+    has_parts = any(_unit(word.casefold()) in _PARTS for word in words)  # 5 and a half
+    if len(words) < 2 or has_parts or _DOUBTED.search(sentence):
+        return None
+    verbs = list(_VERB.finditer(sentence))
+    clauses = [sentence[verbs[-1].end():]] if verbs else []
+    for clause in [*clauses, sentence]:
+        if values := _values(clause):
+            return None if _HEDGED.search(clause) or len(values) > 1 else values[0]
+    return None
+
+
+def _values(clause):
+    """The values in a clause, without those of circumstance ("after 7 days") where others are there."""
+    stated = []
+    others = []
+    for run in _VALUE.finditer(clause):
+        value = run[0].strip(" =:*/^,;|")
+        before = clause[:run.start()]
+        after = clause[run.end():]
+        word = re.match(r"\s*([A-Za-z]*)", after)[1].casefold()
+        is_cut = "\\" in before[-1:] + after[:1]
+        if word in _SCALES or _unit(word) in _KNOWN_UNITS:
+            value = f"{value} {word}"
+        elif after[:1].isalpha() and run[0][-1] != " ":  # 3rd
+            continue
+        if not re.search(r"\d|\\", value):
+            continue
+        is_part = is_cut or value.endswith("-") or before[-1:].isalnum()  # a 7-day trip, B12
+        if is_part or _CIRCUMSTANCE.search(before):
+            others.append(value)
+        else:
+            stated.append(value)
+    return stated or others
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Equivalence: equal as option or as text, else read as mathematics and compared by value
 
 # Beyond these limits two answers are equal only as text
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 400, 40, 4096, 30
+MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
-_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
-_CHOSEN = re.compile(r"(?:(?:option|choice|answer)\s+)?\(?([A-J\d])\)?\s*(?:[.):](?!\d).*)?", re.I | re.S)
-_RIGHT = re.compile(r"\(?([A-J\d])(?:\)?|\) (.+))", re.I | re.S)  # B, (B), or B) with the text of the option
-_UNICODE = {ord(k): v for k, v in {
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ",
-    "≤": "<=", "≥": ">=", "≠": "!=", "≈": "=", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
-    "∅": r"\emptyset ", "±": r"\pm ", "θ": r"\theta ", "²": "^2", "³": "^3", "⁄": "/", "’": "'", "\0": "",
-    "½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅛": " 1/8"}.items()}
+_GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
+_OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)\].:]*)(.*)", re.I | re.S)
+_REASON = re.compile(r"[\s,;.:(-]*(?:because|since|as|is (?:the )?(?:correct|right|best)|not [A-J]\b)", re.I)
+_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
+_BECAUSE = re.compile(r"[\s,;.(-]+(?:because|since)\b", re.I)
+_SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
+_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|[A-J][).:])|\A\s*(?:or\b|and\b|/|\?)")
 
 
-def is_equiv(prediction, answer):
+def is_equiv(prediction: str, answer: str) -> bool:
     r"""Whether two answers mean the same: numbers, expressions, lists, tuples, intervals, equations, options.
 
     A unit, currency sign, delimiter, final full stop, thousands separator or "x =" does not change an answer.
-    Tuples are ordered, brackets of intervals matter, lists of all values and sets are unordered. Always
-    returns, never raises, runs no part of its input; the work is bounded by the MAX_ constants.
+    Tuples are ordered, brackets of intervals matter, lists of all values and sets are unordered. Rational
+    numbers are compared exactly. Runs no part of its input and is bounded by the MAX_ constants; never raises
+    but TypeError, for what is no text.
 
     >>> is_equiv(r"x = \frac{3}{4}", "0.75"), is_equiv("(a+b)^2", "a^2+2ab+b^2"), is_equiv("[0,1)", "[0,1]")
     (True, True, False)
     """
-    prediction, answer = _clean(prediction), _clean(answer)
-    chosen, right = _CHOSEN.fullmatch(_WRAPPED.sub(r"\1", prediction[:MAX_CHARS])), _RIGHT.fullmatch(answer)
-    if chosen and right and chosen[1].isdigit() == right[1].isdigit():
-        return chosen[1].upper() == right[1].upper()  # of two labels nothing else counts
-    answer = right and right[2] or answer
+    _require_text(prediction, answer)
+    prediction = _clean(prediction)
+    answer = _clean(answer)
     if not prediction or not answer:
         return False
-    if _plain(prediction) == _plain(answer):
+    option = _GOLD_OPTION.fullmatch(_unwrapped(answer))
+    with decimal.localcontext(_CONTEXT):
+        if option:
+            return _is_option(_unwrapped(prediction), *option.groups())
+        return _same_answer(prediction, answer)
+
+
+def _is_option(prediction, letter, text):
+    """Whether that letter is chosen, alone, with the text of its option or with a reason; or that text given."""
+    is_labelled = re.match(r"\(?[A-J]\)", prediction)
+    if text and not is_labelled and _same_answer(prediction, text, is_option=True):
         return True
-    separators = (",", ", ") if "," in prediction + answer else (",",)  # "1,200": one number, or two?
-    return any(_same_answers(*(_parse(text.replace(",", separator)) for text in (prediction, answer)))
-               for separator in separators)
+    chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
+    if chosen is None or chosen[1].upper() != letter:
+        return False
+    rest = chosen[3].strip()
+    if not rest or _REASON.match(chosen[3]):
+        return True
+    if not chosen[2] and rest[0] not in ",(-:":
+        return False
+    if not text:
+        return _WORDS.match(chosen[3]) is not None and _OTHER_LABEL.search(rest) is None
+    words = re.sub(r"\A[,:]?\s*(?:-\s)?", "", rest)
+    if words.startswith("(") and words.endswith(")"):
+        words = words[1:-1]
+    return any(_same_answer(part, text) for part in (words, _BECAUSE.split(words)[0]))
+
+
+def _same_answer(prediction, answer, is_option=False):
+    """By value where both are mathematics, else as text."""
+    if _SPACES.sub("", prediction) == _SPACES.sub("", answer):
+        return True
+    left = _parse(prediction)
+    right = _parse(answer)
+    if left is None or right is None:
+        return _same_text(prediction, answer)
+    for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
+        pair = _named_values(many.items)
+        if pair is not None and _same(one, _set([pair])):
+            return True
+    return _same(left, right, is_option)
+
+
+# Text: cleaned of what does not matter, and compared word by word
+
+_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
+_SPACING = re.compile(r"(?<!\\)\\[,;:\s]|~|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
+_DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
+_CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
+_BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
+_UNICODE = str.maketrans({
+    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
+    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ",
+    "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ",
+    "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": ""})
 
 
 def _clean(text):
-    text = str(text)
-    if "boxed" in text:
+    if text.isalnum() and text.isascii():
+        return text
+    if "box" in text:
         text = _boxed(text[-MAX_RESPONSE:]) or text
-    text = _translate(text).strip(" \t\r\n*`\"'\0").rstrip(" .;,:*`\"'\n$")
-    wrapped = _WRAPPED.fullmatch(text.strip("$ "))
-    return wrapped[1].strip() if wrapped else text
+    if len(text) > MAX_CHARS:
+        return text.strip()
+    text = _translate(text).replace("{,}", ",").replace("...", "…")
+    if "\\" in text or "~" in text:
+        text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
+    text = text.strip(" \t\r\n*`\"'").rstrip(" .;,:*`\"'\n\\")
+    text = _CONNECTIVE.sub("", text)
+    if whole := _DELIMITED.fullmatch(text):
+        text = whole[1] or whole[2] or whole[3] or ""
+    based = _BASED.fullmatch(text.strip("$ "))
+    return f"{based[1]}_{based[2]}" if based else text.rstrip(" .$").lstrip()
 
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
-    if text.isascii() or len(text) > MAX_CHARS:
+    if text.isascii():
         return text
-    text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
+    text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
+    text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
+    text = unicodedata.normalize("NFKC", text).translate(_UNICODE)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
 
 
+def _unwrapped(text):
+    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).strip(" $")
+
+
+def _same_text(left, right):
+    if _WRAPPED.fullmatch(left) or _WRAPPED.fullmatch(right):
+        left = left.casefold()
+        right = right.casefold()
+    return _plain(left) == _plain(right)
+
+
 def _plain(text):
-    """Text to compare as text: single spaces, no wrappers, delimiters, case, article or final full stop."""
-    if len(text) > MAX_RESPONSE:
+    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and in words
+    with a capital inside, such as genes."""
+    if len(text) > MAX_CHARS:
         return text
-    text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text)).casefold()
-    text = re.sub(r" ?_ ?\{ ?(\w+) ?\}", r"_\1", " ".join(text.split()))  # 101_{2} is 101_2
-    return re.sub(r"\A(?:the|an|a) (?=\w)", "", text.rstrip(" ."))
+    text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text))
+    text = " ".join(text.split()).rstrip(" .")
+    if "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
+        text = text.casefold()
+    return _SPACES.sub("", text)
 
 
-# Reading: text becomes tokens (kind, value), tokens become expressions, groups and relations.
+# Reading: text becomes tokens (kind, value), tokens become expressions, groups and relations
 
-# An expression is its values at a few points, None where undefined, and its unit; a number has a single value
-_Expr = collections.namedtuple("_Expr", "values unit", defaults=[None])
-_Group = collections.namedtuple("_Group", "brackets items")  # of a tuple or interval, "row", "{}": unordered
-# The gaps are left side minus right side; "x = 5" and "x > 5" give the name x the value 5 or (5, infinity)
-_Relation = collections.namedtuple("_Relation", "signs gaps name value")
+
+class Expression(NamedTuple):
+    """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS digits
+    where a root, a function, pi or e entered, or None where undefined; and the words after it."""
+    values: tuple
+    unit: frozenset = frozenset()
+
+
+class Group(NamedTuple):
+    """A tuple or an interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", or a set ("{}")."""
+    kind: str
+    items: tuple
+
+
+class Relation(NamedTuple):
+    """Its signs, and left minus right side at each; the name that it gives a value: x > 5 gives x (5, infinity)."""
+    signs: str
+    gaps: tuple
+    name: str | None
+    value: Expression | Group | None
+
 
 _FUNCTIONS = {
-    "ln": cmath.log, "log": lambda x, base=10: cmath.log(x) / cmath.log(base), "exp": cmath.exp,
-    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x),
-    "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
-    **{name: getattr(cmath, name) for name in ("sinh", "cosh", "tanh", "sin", "cos", "tan")}}
-_CONSTANTS = {"e": math.e, "i": 1j, r"\pi": math.pi, "pi": math.pi}
-_UNITS = {name: names.split()[0] for names in (
-    "mm millimeter", "cm centimeter", "meter", "km kilometer", "in inch inche", "ft foot feet", "yd yard",
-    "mi mile", "gram", "kg kilogram", "mg milligram", "lb pound", "oz ounce", "ml milliliter", "liter", "mph",
-    "sec second", "min minute", "hr hour", "day", "week", "month", "year", "cent", "dollar", "am", "pm",
-    "% percent", "° degree") for name in names.split()}
-_KINDS = {text: kind for kind, texts in {  # what has another spelling or is no sign, name or word
-    "*": r"\cdot \times \ast", "/": r"\div :", "^": "**", ",": r"; & and or \cup", "sqrt": r"\sqrt sqrt",
-    "frac": r"\frac \dfrac \tfrac \cfrac", "binom": r"\binom \dbinom \tbinom", "%": r"\%", "∈": r"\in",
-    "=": r"\approx", "≠": r"\ne \neq !=", "<": r"\lt", "≤": r"\le \leq \leqslant <=", ">": r"\gt",
-    "≥": r"\ge \geq \geqslant >=", "±": r"\pm", "∓": r"\mp", "∩": r"\cap \setminus", "°": r"\circ \degree",
-    "∅": r"\emptyset \varnothing", "∞": r"\infty infty infinity inf", "|": r"\lvert \rvert \vert",
-    "⌊": r"\lfloor", "⌋": r"\rfloor", "⌈": r"\lceil", "⌉": r"\rceil", "(": r"\langle", ")": r"\rangle",
-    r"\{": r"\lbrace", r"\}": r"\rbrace", "constant": " ".join(_CONSTANTS)}.items() for text in texts.split()}
-_STARTS = {"name", "constant", "∞", "fn", "frac", "binom", "sqrt", "(", "[", "{", r"\{", "⌊", "⌈", "begin"}
-_KNOWN = _KINDS.keys() | _FUNCTIONS.keys()
-_SHORT = "|".join(word for word in [*_UNITS, *_KINDS] if word.isalpha() and 1 < len(word) < 4)
-_IGNORED = re.compile(r"""\s+ | ~ | \\?\$ | [€£¥] | (?<!\\)\\[\ ,;:()\[\]]
-    | \\(?:q?quad|left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])""", re.X)
+    "ln": Decimal.ln,
+    "log": Decimal.log10,
+    "sin": lambda x: _sine(x),
+    "cos": lambda x: _sine(x + _PI / 2),
+    "tan": lambda x: _sine(x) / _sine(x + _PI / 2),
+    "sec": lambda x: 1 / _sine(x + _PI / 2),
+}
+_SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; ft feet foot; yd yard; mi mile
+    kg kilogram; mg milligram; lb pound; oz ounce; ml milliliter; hr hour; min minute; sec second
+    percent %; degree °"""
+_UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
+
+
+def _unit(word):
+    """One spelling of a unit: cm and centimeters are the same."""
+    single = word.replace(".", "").removesuffix("s")
+    return _UNITS.get(single, single)
+
+
+_KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
+# Words that make another number of the one before them, and words that are no unit
+_FRACTIONS = """am pm half halves third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth
+    squared cubed factorial mod modulo base remainder cent""".split()
+_NO_NOUNS = """the a an is are was were be isn not no or and but nor than then if to by out point plus minus times
+    over under above below more less fewer most least between about maybe perhaps wrong false incorrect right debt
+    short negative zero one two three four five six seven eight nine ten""".split()
+_PARTS = set(map(_unit, _FRACTIONS))
+_NO_UNITS = _PARTS | set(map(_unit, _NO_NOUNS))
+_SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
+    ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
+    % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
+_KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]", _SPELLINGS))
+          for spelling in [kind, *spellings]}
+_GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
+_NO_PRODUCTS = {*_UNITS, *_KINDS, *(word for word in _NO_NOUNS if len(word) == 3)}
+_NO_PRODUCTS.update("am pm mod is csc cot exp lim max gcd lcm det".split())
+_SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
-      (?P<whole>(?<![\d.^_])\d+(?=\s\d+\s?/\s?\d|\s?\\[dtc]?frac\s?\{{?\d))  # of a mixed number
-    | (?P<num>(?:\d{{1,3}}(?:[,\s]\d{{3}})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)
+      (?P<num>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
     | \\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
-    | (?P<word>{_WRAPPED.pattern} | (?<=\s)[A-Za-z]{{3,}}
-               | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?:{_SHORT})s?(?![A-Za-z])))
-    | (?P<begin>\\begin\s?\{{[A-Za-z\s]*\*?\}}(?:\s?\{{[clr|\s]*\}})?) | (?P<end>\\end\s?\{{[A-Za-z\s]*\*?\}})
-    | (?P<name>(?:[A-Za-z]|\\[A-Za-z]+)'*(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
-    | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>!|:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
+    | (?P<word>(?:{_WRAPPED.pattern}
+                 | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
+               (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
+    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))'*(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
+    | (?P<command>\\[A-Za-z]+)
+    | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
 
 
 @functools.lru_cache(maxsize=4096)
 def _parse(text):
     """What a text lists, as an unordered group, or None if it is not mathematics."""
-    if len(text) > MAX_CHARS or not re.search(r"[^A-Za-z\s,.'-]", text) and any(
-            word not in _KNOWN for word in re.findall(r"[a-z]{2,}", text.casefold())):  # words alone are text
+    is_range = re.fullmatch(r"\d+\s*-\s*\d+", text)  # or a difference: 4-6 is not 7-9
+    if len(text) > MAX_CHARS or is_range or _is_words(text):
         return None
     try:
         tokens = _tokens(text)
-        found = _Reader(tokens, minus=False).items("end of text")[0]
-        if any(kind in ("±", "∓") for kind, _ in tokens):  # read ± as + and as -
-            found = dict.fromkeys(found + _Reader(tokens, minus=True).items("end of text")[0])
-        return _set(found)
+        return _set(_listed(_Reader(tokens)))
     except (ValueError, LookupError):
         return None
 
 
+def _listed(reader):
+    """All that the text lists. Semicolons part pairs of named values: x=1, y=2; x=3, y=4."""
+    parts = []
+    closer = ""
+    while closer != "end of text":
+        found, closer = reader.items(";", "end of text")
+        parts.append(found)
+    pairs = [_named_values(part) for part in parts]
+    return pairs if len(parts) > 1 and None not in pairs else sum(parts, [])
+
+
+def _is_words(text):
+    """Whether there are only words, which are no product of letters; "ab" is one, "on" is not."""
+    if re.search(r"[^A-Za-z\s,.'-]", text):
+        return False
+    known = _KINDS.keys() | _FUNCTIONS.keys()
+    words = [word.casefold() for word in re.findall(r"[A-Za-z]{2,}", text)]
+    return any(word not in known and not re.fullmatch(r"[^eilo]{2,3}", word) for word in words)
+
+
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}")
+_MIXED = re.compile(r"(?<![\d.^_/])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\[dt]?frac\{(\d+)\}\{(\d+)\})")
+_MATRIX = re.compile(r"\\begin\s*\{(?:[bpv]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
+
+
+def _repeating(match):
+    """0.1\\overline{6} is 15/90."""
+    whole, start, period = match.groups()
+    all_digits = int(f"0{whole}{start}{period}")
+    return f"({all_digits - int(f'0{whole}{start}')}/{'9' * len(period)}{'0' * len(start)})"
+
+
+def _mixed(match):
+    """1 1/2 and 1\\frac12 are 3/2, but 1\\frac32 is a product."""
+    whole, *parts = filter(None, match.groups())
+    over, under = map(int, parts)
+    return f"({whole}+{over}/{under})" if over < under else match[0]
+
+
+def _matrix(match):
+    """A tuple of rows, and a column as one of numbers."""
+    rows = re.split(r"\\\\(?:\s*\[[\d.]*\w\w\])?", match[1])  # \\[4pt] is a space between rows
+    rows = [rf"\langle {row} \rangle" if "&" in row else row for row in rows if row.strip()]
+    return f"({','.join(rows)})".replace("&", ",")
+
+
 def _tokens(text):
-    text = re.sub(r"\{,\}(?=\d{3})|,?\\!\s*", "", text)  # surely a separator of thousands
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)", "°", text)
-    text = re.sub(r"(frac|binom|log_)\s*(\d)(?=\s*\d)", r"\1{\2}", text)  # \frac12 is 1/2
+    text = re.sub(r"\\pm(?![A-Za-z])", r"+\\pm ", text)  # ± is one more letter, and a factor
+    text = re.sub(r"frac\s*(\d)", r"frac{\1}", text)  # \frac12 is 1/2
+    text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
+    text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
+    text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
+    text = re.sub(r"\\?\$|[€£]|(?<!\\)\\[()\[\]]", " ", text)
     tokens = []
-    for match in _TOKEN.finditer(" ".join(_IGNORED.sub(" ", text).split())):
+    for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup
         value = match[kind]
-        if kind == "unknown" or len(tokens) == MAX_TOKENS:
-            raise ValueError("no sign of mathematics, or too long")
         if kind == "word":
-            value = _WRAPPED.sub(r"\1", value).strip()
-            kind = _KINDS.get(value.casefold(), kind if len(value) > 1 else "name")
+            value = re.sub(r"[{}]|\s*(?=\^)", "", _WRAPPED.sub(r"\1", value)).strip()
+            kind = "num" if value.isdigit() else _KINDS.get(value.casefold(), "word")
+            kind = "name" if kind == "word" and len(value) == 1 else kind
         elif kind == "name":
             value = re.sub(r"[\s{}]", "", value)
             kind = _KINDS.get(value, kind)
-        elif kind == "sign":
-            kind = _KINDS.get(value, value)
+        elif kind in ("command", "sign"):
+            kind = _KINDS.get(value, value if kind == "sign" else kind)
+        if kind in ("unknown", "command") or len(tokens) == MAX_TOKENS:
+            raise ValueError("no sign of mathematics, or too long")
         tokens.append((kind, value))
     return [*tokens, ("end of text", "")]
 
 
-class _Reader:
-    """Recursive descent: one method a level of binding, loosest first. `minus`: how to read ±."""
+_BRACKETS = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",), r"\langle": (r"\rangle",)}
 
-    def __init__(self, tokens, minus):
-        self.tokens, self.minus, self.at, self.depth, self.bars = tokens, minus, 0, 0, 0
+
+class _Reader:
+    """Recursive descent: one method a level of binding, loosest first."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
 
     def next(self):
         return self.tokens[self.at][0]
@@ -547,330 +909,577 @@ class _Reader:
         return found, closer[0]
 
     def relation(self):
-        signs, terms, names, sign = "", [], [], True
+        signs = ""
+        terms = []
+        names = []
+        sign = True
         while sign:
             start = self.at
-            terms.append(self.sum())
-            span = self.tokens[start:self.at]  # a name is x, f(x), (x, y), dy/dx
-            is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", "frac", "{", "}"}
-            names.append("".join(value for _, value in span) if is_name else None)
-            if sign := self.take(*"=≠<≤>≥∈"):
+            terms.append(self.ratio())
+            names.append(_name(self.tokens[start:self.at]))
+            if sign := self.take(*"=≈≠<≤>≥∈"):
                 signs += sign[0]
         return _relation(signs, terms, names) if signs else terms[0]
 
+    def ratio(self):
+        start = self.at
+        parts = [self.sum()]
+        while self.take(":"):
+            parts.append(self.sum())
+        return _ratio(parts, self.tokens[start:self.at]) if len(parts) > 1 else parts[0]
+
     def sum(self):
-        node, words = self.term(), []
-        while self.next() in ("+", "-", "±", "∓"):  # the next factor takes it
+        node = self.term()
+        while self.next() in ("+", "-"):  # the next factor takes it
             node = _apply(operator.add, node, self.term())
-        while word := self.take("word", *("^/" if words else "")):  # cm^2, km/h
-            words += word[1].casefold().split()
-            if word[0] != "word" and self.next() != "word":
-                self.factor("")
-        known = [unit for unit in (_UNITS.get(word, _UNITS.get(word.rstrip("s"))) for word in words) if unit]
-        return node._replace(unit=node.unit or known[-1]) if known and isinstance(node, _Expr) else node
+        words = self.words()
+        return _measured(node, words) if words else node
+
+    def words(self):
+        """The words after a value: cm^2, miles/hour."""
+        words = []
+        while word := self.take("word", *("/" if words else "")):
+            if word[0] == "word":
+                words += map(_unit, word[1].casefold().split())
+        return words
 
     def term(self):
         node = self.factor()
         while (sign := self.take("*", "/")) or self.factor_starts():
-            node = _apply(operator.truediv if sign and sign[0] == "/" else operator.mul, node, self.factor())
+            operate = operator.truediv if sign and sign[0] == "/" else operator.mul
+            node = _apply(operate, node, self.factor())
         return node
 
     def factor_starts(self):
         kind = self.next()
-        if kind in ("num", "whole"):
-            return self.tokens[self.at - 1][0] != "num"
-        return kind in _STARTS or kind == "|" and not self.bars
+        if kind == "num":  # no product: 1 2, \frac{1}{2}3
+            return self.tokens[self.at - 1][0] not in ("num", "}")
+        return kind in ("name", "constant", "∞", "frac", "sqrt", "fn", *_BRACKETS)
 
-    def factor(self, marks="^!%°"):
+    def factor(self, marks="^%°"):
         """An operand with its signs and the `marks` after it. Every recursion passes here."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ValueError("too deep")
-        negative = False
-        while sign := self.take(*"+-±∓"):
-            negative ^= {"+": False, "-": True, "±": self.minus, "∓": not self.minus}[sign[0]]
+        is_negative = False
+        while sign := self.take("+", "-"):
+            is_negative ^= sign[0] == "-"
         node = self.atom(*self.take(self.next()))
-        while mark := self.take(*marks[:2]):
-            node = _apply(_FACTORIAL, node) if mark[0] == "!" else _apply(_power, node, self.factor("^"))
-        node = _apply(operator.neg, node) if negative else node
-        while mark := self.take(*marks[2:]):
-            node = _Expr(_operand(node), mark[0])
+        while self.take(*marks[:1]):
+            node = _apply(_power, node, self.factor("^"))
+        if is_negative:
+            node = _apply(operator.neg, node)
+        while mark := self.take(*marks[1:]):
+            node = Expression(_operand(node), frozenset(mark[0]))
         self.depth -= 1
         return node
 
     def atom(self, kind, value):
         """The operand that begins with the token (kind, value), which was taken. ValueError if none does."""
         if kind == "num":
-            return _number(re.sub(r"[,\s]|\.(?!\d)", "", value))
-        if kind == "whole":  # 1 1/2 and 1\frac12 are 3/2, but 1\frac32 is a product
-            is_slashed, part = self.next() != "frac", self.factor("")
-            if is_slashed and self.take("/"):
-                part = _apply(operator.truediv, part, self.factor(""))
-            is_proper = all(isinstance(x, Fraction) and 0 < x < 1 for x in _operand(part))
-            return _apply(operator.add if is_proper else operator.mul, _number(value), part)
+            return _number(Fraction(value.replace(",", "")))
         if kind in ("name", "∞"):  # infinity is one more letter
             return _letter(value if kind == "name" else kind)
+        if kind == "word" and self.next() in ("=", "≈"):  # Area = 5
+            return _letter(value)
         if kind == "constant":
-            return _Expr((_CONSTANTS[value.casefold()],))
-        if kind == "fn":
-            return self.function(value)
-        if kind in ("frac", "binom"):
-            return _apply(operator.truediv if kind == "frac" else _BINOMIAL, self.factor(""), self.factor(""))
+            return Expression((Decimal(1).exp() if value == "e" else _PI,))
+        if kind == "frac":
+            return _apply(operator.truediv, self.factor(""), self.factor(""))
         if kind == "sqrt":
-            degree = self.items("]")[0][0] if self.take("[") else _number(2)
-            return _apply(lambda n, x: _power(x, 1 / n), degree, self.factor(""))
-        if kind in ("(", "["):
-            found, closer = self.items(")", "]")
-            is_grouping = len(found) == 1 and kind + closer in ("()", "[]")
-            return found[0] if is_grouping else _Group(kind + closer, tuple(found))
-        if kind in ("{", r"\{", "∅"):
-            found = [] if kind == "∅" else self.items(kind.replace("{", "}"))[0]
-            return found[0] if kind == "{" and len(found) == 1 else _set(found)
-        if kind == "begin":
-            rows, closer = [], ""
-            while closer != "end":
-                row, closer = self.items(r"\\", "end")
-                rows += [row[0] if len(row) == 1 else _Group("row", tuple(row))] if row else []
-            return rows[0] if len(rows) == 1 else _Group("()", tuple(rows))  # a column is a vector
-        if kind in _BARS:
-            closer, operate = _BARS[kind]
-            self.bars += 1
-            node = self.sum()
-            self.bars -= 1
-            if self.take(closer):
-                return _apply(operate, node)
-        raise ValueError(f"{value} is no operand")
+            degree = self.items("]")[0][0] if self.take("[") else _number(Fraction(2))
+            return _apply(_root, degree, self.factor(""))
+        if kind == "fn":
+            return _function(self, _FUNCTIONS[value])
+        if kind not in _BRACKETS:
+            raise ValueError(f"{kind} begins no operand")
+        found, closer = self.items(*_BRACKETS[kind])
+        if len(found) == 1 and kind + closer in ("()", "[]", "{}"):
+            return found[0]
+        return _set(found) if closer in ("}", r"\}") else Group(kind + closer, tuple(found))
 
-    def function(self, name):
-        """A named function with its power, base and argument: `\\sin^2 x`, `\\log_2 8`, `\\sin^{-1} x`."""
-        power, base = None, []
-        while mark := self.take("^", "_"):
-            if mark[0] == "^":
-                power = self.factor("^")
-            else:
-                base = [self.factor("")]
-        is_enclosed = self.next() in ("(", "[", "{")
-        argument = self.factor("") if is_enclosed else self.factor()
-        while not is_enclosed and self.factor_starts() and self.next() not in ("fn", "(", "["):
-            argument = _apply(operator.mul, argument, self.factor())
-        if power == _number(-1):
-            return _apply(_FUNCTIONS["arc" + name], argument)
-        node = _apply(_FUNCTIONS[name], argument, *base)
-        return _apply(_power, node, power) if power else node
+
+def _function(reader, function):
+    """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
+    power = reader.factor("^") if reader.take("^") else _number(Fraction(1))
+    if power == _number(Fraction(-1)):
+        raise ValueError("an inverse function")
+    is_enclosed = reader.next() in _BRACKETS
+    argument = reader.factor("") if is_enclosed else reader.factor()
+    while not is_enclosed and reader.factor_starts() and reader.next() not in ("fn", "(", "["):
+        argument = _apply(operator.mul, argument, reader.factor())
+    return _apply(_power, _apply(function, argument), power)
+
+
+def _measured(node, words):
+    """The value with the words after it: those of scale as factors, the others as its unit."""
+    for word in words:
+        if word in _SCALES:
+            node = _apply(operator.mul, node, _number(Fraction(_SCALES[word])))
+    if not isinstance(node, Expression):
+        raise ValueError("words after a group")
+    return Expression(node.values, node.unit.union(words).difference(_SCALES))
+
+
+def _ratio(parts, tokens):
+    """1:2, or a time of the day, which has no multiples."""
+    if not all(isinstance(part, Expression) and not part.unit for part in parts):
+        raise ValueError("a ratio of groups")
+    text = "".join(value for _, value in tokens)
+    is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
+    return Group("time" if is_time else ":", tuple(parts))
+
+
+def _name(span):
+    """The name that the tokens are: x, f(x), (x, y), dy/dx, Area; else None."""
+    is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}
+    return "".join(value for _, value in span) if is_name else None
 
 
 def _relation(signs, terms, names):
-    """A relation with < and ≤ for > and ≥; z in S is S, and a chain of equations counts by its ends."""
+    """A relation with < and ≤ for > and ≥; z in S is S, and x < 5 gives x (-infinity, 5)."""
     if signs[-1] == "∈":
         return terms[-1]
+    if set(signs) <= set("=≈"):
+        return _equation(signs, terms, names[0])
     if set(signs) <= set(">≥"):
-        signs, terms, names = signs[::-1].replace(">", "<").replace("≥", "≤"), terms[::-1], names[::-1]
-    name, value, gaps = None, None, []
-    if set(signs) == {"="}:
-        signs, terms = "=", [terms[0], terms[-1]]
-        name, value = (names[0], terms[1]) if names[0] else (names[-1], terms[0])
-    elif set(signs) <= set("<≤") and len(terms) < 4:  # x < 5 lies between -infinity and 5
+        signs = signs[::-1].replace(">", "<").replace("≥", "≤")
+        terms = terms[::-1]
+        names = names[::-1]
+    name = value = None
+    if set(signs) <= set("<≤") and len(terms) < 4:
         i = 0 if names[0] and len(terms) == 2 else 1
+        name = names[i]
         ends = [_apply(operator.neg, _letter("∞")), *terms, _letter("∞")]
-        is_closed = [sign == "≤" for sign in f"<{signs}<"]
-        name, value = names[i], _Group("(["[is_closed[i]] + ")]"[is_closed[i + 1]], (ends[i], ends[i + 2]))
-    if all(isinstance(term, _Expr) for term in terms):
-        gaps = [_apply(operator.sub, left, right) for left, right in zip(terms, terms[1:])]
-    return _Relation(signs, tuple(gaps), name, value if name else None)
+        openers = ["[" if sign == "≤" else "(" for sign in f"<{signs}"]
+        closers = ["]" if sign == "≤" else ")" for sign in f"{signs}<"]
+        value = Group(openers[i] + closers[i], (ends[i], ends[i + 2]))
+    return Relation(signs, _gaps(terms), name, value if name else None)
+
+
+def _equation(signs, terms, name):
+    """A chain of equations gives its name, or the sum on its left, or nothing, the value that it works out:
+    x = 1 + 1 = 2 gives 2, x = 2 = 3 and x = y = 2 no value. What follows ≈ must round that value."""
+    signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
+    exact = signs.find("≈") + 1 or len(terms)
+    worked = terms[:exact]
+    if name or exact > 2 and not _has_letter(terms[1:]):  # p + q = 1 + 1 = 2
+        worked = terms[1:exact]
+    value = worked[-1]
+    if not name and _has_letter(worked) or not all(_same(term, value) for term in worked):
+        value = None
+    elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
+        raise ValueError("no rounding of the value before it")
+    return Relation("=" * (exact - 1), _gaps(terms[:exact]), name, value)
+
+
+def _rounds(rounded, node):
+    are_formulas = isinstance(rounded, Expression) and isinstance(node, Expression)
+    return are_formulas and _is_rounding(rounded.values[0], node.values[0])
+
+
+def _gaps(terms):
+    """The left side minus the right one at each sign, for formulas."""
+    if not all(isinstance(term, Expression) and not term.unit for term in terms):
+        return ()
+    return tuple(_apply(operator.sub, left, right) for left, right in zip(terms, terms[1:]))
+
+
+def _has_letter(nodes):
+    for node in nodes:
+        if isinstance(node, Group) and _has_letter(node.items):
+            return True
+        if isinstance(node, Expression) and len(node.values) > 1:
+            return True
+    return False
 
 
 def _set(nodes):
     """An unordered group; sets among the nodes, as in a union, lend it their members."""
     members = []
     for node in nodes:
-        members += node.items if isinstance(node, _Group) and node.brackets == "{}" else [node]
-    return _Group("{}", tuple(members))
+        members += node.items if isinstance(node, Group) and node.kind == "{}" else [node]
+    return Group("{}", tuple(members))
+
+
+def _named_values(nodes):
+    """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for anything else, or a repeated name."""
+    values = {node.name: node.value for node in nodes if isinstance(node, Relation) and node.name}
+    if len(values) < 2 or len(values) < len(nodes) or None in values.values():
+        return None
+    return Group("()", tuple(values[name] for name in sorted(values)))
 
 
 # Comparing: containers by their parts, expressions by their values
 
 
-def _same_answers(left, right):
-    if left is None or right is None:
+def _same(a, b, is_option=False):
+    if isinstance(b, Relation):
+        a, b = b, a
+    if isinstance(a, Relation):
+        if isinstance(b, Relation):
+            return _same_relation(a, b)
+        return a.value is not None and _same(a.value, b)
+    if isinstance(a, Expression) and isinstance(b, Expression):
+        return _same_unit(a.unit, b.unit, is_option) and _agree(a.values, b.values)
+    if type(a) is not type(b) or a.kind != b.kind or len(a.items) != len(b.items):
         return False
-    for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
-        values = tuple(getattr(item, "value", None) for item in many.items)
-        if len(values) > 1 and None not in values and _same(one, _set([_Group("()", values)])):
-            return True
-    return _same(left, right)
-
-
-def _same(a, b):
-    if isinstance(a, _Relation) and isinstance(b, _Relation):
-        return a.name == b.name and None not in (a.value, b.value) and _same(a.value, b.value) or (
-            a.signs == b.signs and len(a.gaps) == len(b.gaps) > 0
-            and all(map(_proportional, a.gaps, b.gaps, a.signs)))
-    if isinstance(a, _Relation) or isinstance(b, _Relation):  # x = 5 and 5, 0 < x < 1 and (0, 1)
-        relation, other = (a, b) if isinstance(a, _Relation) else (b, a)
-        return relation.value is not None and _same(relation.value, other)
-    if isinstance(a, _Expr) and isinstance(b, _Expr):
-        if a.unit and b.unit and a.unit != b.unit:
-            return False
-        return _agree(a.values, b.values) or "%" in (a.unit, b.unit) and _agree(_operand(a), _operand(b))
-    if type(a) is not type(b) or a.brackets != b.brackets or len(a.items) != len(b.items):
-        return False
-    if a.brackets != "{}":
+    if a.kind == ":":
+        ratios = [_apply(operator.truediv, *pair) for pair in zip(a.items, b.items)]
+        return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
+    if a.kind != "{}":
         return all(map(_same, a.items, b.items))
     rest = list(b.items) if len(b.items) <= MAX_LIST else []
     for item in a.items:
-        twin = next((i for i, other in enumerate(rest) if _same(item, other)), None)
+        twin = next((i for i, other in enumerate(rest) if _same(item, other, is_option)), None)
         if twin is None:
             return False
         del rest[twin]
     return True
 
 
-def _proportional(a, b, sign):
-    """Whether a / b is the same number at all points, as for 2x < 4 and x < 2; positive for an inequality."""
+def _same_unit(a, b, is_option):
+    """Whether one has no unit or both the same, and no word in it makes another number."""
+    missing = a ^ b
+    if a and b and missing or missing & _NO_UNITS:
+        return False
+    return not is_option or missing <= _KNOWN_UNITS  # 3 is not "3 neutrons", beside "3 protons"
+
+
+def _same_relation(a, b):
+    if a.signs != b.signs or len(a.gaps) != len(b.gaps):
+        return False
+    return len(a.gaps) > 0 and all(map(_same_gap, a.gaps, b.gaps, a.signs))
+
+
+def _same_gap(a, b, sign):
+    """Whether a / b is one number at all points, as for 2x < 4 and x < 2; a positive one for an inequality."""
+    if _agree(a.values, a.values[:1]) or _agree(b.values, b.values[:1]):  # without a free letter
+        return False
     ratios = _apply(operator.truediv, a, b).values
-    return _agree(ratios, ratios[:1]) and (ratios[0].real > 0 or sign in "=≠" and ratios[0] != 0)
+    defined = [ratio for ratio in ratios if ratio is not None]
+    return _agree(ratios, tuple(defined[:1])) and (sign in "=≠" or defined[0] > 0)
 
 
-def _agree(*columns):
-    points = _by_point(*columns)
+def _agree(left, right):
+    points = _by_point(left, right) if left and right else []
     defined = [point for point in points if None not in point]
-    return len(defined) >= min(len(points), 2) and all(_close(x, y) for x, y in defined)
+    return len(defined) >= min(len(points), 2) > 0 and all(_equal(x, y) for x, y in defined)
 
 
-def _close(x, y):
-    """Equal exactly for two decimals, but nearly for others: 0.333333333333 can be meant for 1/3."""
-    if x == y:
-        return True
-    if all(isinstance(number, Fraction) and pow(10, 20, number.denominator) == 0 for number in (x, y)):
+def _equal(x, y):
+    """Rational numbers are equal exactly, but for a decimal of twelve places that rounds one without an end."""
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        are_equal = x == y
+    else:
+        left = _decimal(x)
+        right = _decimal(y)
+        error = _ZERO if 0 in (x, y) else max(abs(left), abs(right)) * _RELATIVE
+        are_equal = abs(left - right) <= error
+    return are_equal or _is_rounding(x, y, least=12) or _is_rounding(y, x, least=12)
+
+
+def _is_rounding(finite, number, least=0):
+    """Whether a decimal of `least` places or more has those of `number`, which has more: rounded or cut off."""
+    places = _places(finite)
+    if places is None or places < least or number is None:
         return False
-    try:
-        return abs(x - y) <= 1e-9 * max(abs(x), abs(y)) + 1e-13
-    except OverflowError:  # beyond floating point
+    if least and _places(number) is not None:  # two decimals
         return False
+    last = Fraction(1, 10**places)
+    number = Fraction(number)
+    lacking = abs(number) - abs(finite)
+    return -last / 2 <= lacking < last <= abs(finite) * Fraction(1000, 10**least) and number * finite > 0
+
+
+def _places(number):
+    """How many decimal places a rational number has; None for more than 40."""
+    if isinstance(number, Fraction):
+        return next((k for k in range(41) if 10**k % number.denominator == 0), None)
 
 
 # Arithmetic on expressions: at all points at once, exact as long as the numbers are rational and small
 
+DIGITS = 100
+_CONTEXT = decimal.Context(prec=DIGITS, Emax=10_000, Emin=-10_000)  # raises where a result is undefined
+_CONTEXT.traps[decimal.Underflow] = True
+_RELATIVE = Decimal("1e-80")
+_ZERO = Decimal("1e-97")  # what rounding may leave of zero
+_HALF = Fraction(1, 2)
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510"
+              "58209749445923078164062862089986280348253421170679821480865132823")
+
 
 def _number(value):
-    return _Expr((_at(Fraction, [value], real=True),))
+    if _bits(value) > MAX_BITS:
+        raise ValueError("too large")
+    return Expression((value,))
+
+
+def _bits(number):
+    return max(map(int.bit_length, number.as_integer_ratio()))
 
 
 @functools.lru_cache(maxsize=4096)
 def _letter(name):
-    """Positive at first, small to large, because roots and logarithms need that; then of either sign."""
+    """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
-    sizes = [draw.randint(*ends) for ends in [(1, 900), (900, 3000), (3000, 12000), (100, 3000)] * 2]
-    signs = [1, 1, 1, -1, *draw.choices((1, -1), k=4)]
-    return _Expr(tuple(Fraction(sign * size, 997) for sign, size in zip(signs, sizes)))
+    values = []
+    for least, most in 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]:
+        sign = 1 if len(values) < 4 else draw.choice((1, -1))
+        values.append(Fraction(sign * draw.randint(least, most), 997))
+    return Expression(tuple(values))
 
 
 def _apply(operate, *operands):
     points = _by_point(*map(_operand, operands))
-    return _Expr(tuple(_at(operate, point, real=len(points) > 1) for point in points))
+    return Expression(tuple(_calculate(operate, point) for point in points))
 
 
 def _operand(node):
-    """The values of an operand: 25% is 0.25 and 180° is pi, here and nowhere else."""
-    if not isinstance(node, _Expr):
-        raise ValueError("arithmetic on a group")
-    scale = {"%": Fraction(1, 100), "°": Fraction(math.pi) / 180}.get(node.unit)
-    return node.values if scale is None else tuple(x if x is None else x * scale for x in node.values)
+    """The values of an operand: 180° is pi, here and nowhere else."""
+    if not isinstance(node, Expression) or node.unit - {"°"}:
+        raise ValueError("arithmetic on a group, or on a unit")
+    if not node.unit:
+        return node.values
+    return tuple(_calculate(operator.mul, (value, _PI / 180)) for value in node.values)
 
 
 def _by_point(*columns):
     """The values of several expressions point by point; a number is the same at all points."""
     points = max(map(len, columns))
-    return list(zip(*(column if len(column) == points else column * points for column in columns)))
+    columns = [column * (points // len(column)) for column in columns]
+    return list(zip(*columns))
 
 
-def _at(operate, numbers, real):
-    """The result, or None where it is undefined, too large, or (if `real`) complex though no number is."""
-    try:
-        value = operate(*numbers)
-        bits = max(map(int.bit_length, value.as_integer_ratio())) if isinstance(value, Fraction) else 0
-        if bits > MAX_BITS or not abs(value) < math.inf:
-            return None
-    except (ArithmeticError, ValueError, TypeError):  # TypeError: one of the numbers is None
+def _calculate(operate, numbers):
+    """One operation at one point, exact on rational numbers where it can be; None where it is undefined or too
+    large."""
+    if None in numbers:
         return None
-    if isinstance(value, complex) and abs(value.imag) <= 1e-12 * abs(value):
-        return value.real
-    is_new = isinstance(value, complex) and not any(isinstance(number, complex) for number in numbers)
-    return None if real and is_new else value
+    is_exact = operate in _EXACT and all(isinstance(number, Fraction) for number in numbers)
+    try:
+        result = operate(*(numbers if is_exact else map(_decimal, numbers)))
+    except (ArithmeticError, ValueError):
+        return None
+    is_small = _bits(result) <= MAX_BITS if isinstance(result, Fraction) else result.is_finite()
+    return result if is_small else None
+
+
+def _decimal(number):
+    if isinstance(number, Decimal):
+        return number
+    return Decimal(number.numerator) / number.denominator
+
+
+def _sine(x):
+    """The power series."""
+    x %= 2 * _PI
+    total = term = x
+    n = 1
+    while abs(term) > _ZERO * abs(x) / 1000:
+        n += 2
+        term *= -x * x / (n * (n - 1))
+        total += term
+    return total
+
+
+def _root(degree, number):
+    return _power(number, 1 / degree)
 
 
 def _power(base, exponent):
-    """Exact for a whole exponent and a small result; an odd root of a negative number is real."""
-    rational = isinstance(exponent, Fraction) and not isinstance(base, complex)
-    if rational and exponent.denominator == 1 and isinstance(base, Fraction):
-        if math.log2(max(map(abs, base.as_integer_ratio()))) * abs(exponent) < MAX_BITS:
-            return base ** exponent
-    if rational and exponent.denominator % 2 and base < 0:
-        return (-1) ** exponent.numerator * float(-base) ** float(exponent)
-    return complex(base) ** complex(exponent)
+    if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
+        return base ** exponent
+    if exponent == _HALF:
+        return _decimal(base).sqrt()
+    return _decimal(base) ** _decimal(exponent)
 
 
-def _counting(count):
-    def operate(*numbers):
-        if not all(0 <= number <= 200 and number % 1 == 0 for number in numbers):
-            raise OverflowError
-        return Fraction(count(*map(int, numbers)))
-    return operate
-
-
-_FACTORIAL, _BINOMIAL = _counting(math.factorial), _counting(math.comb)
-_BARS = {"|": ("|", abs), "⌊": ("⌋", math.floor), "⌈": ("⌉", math.ceil)}
+_EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _root, _power}
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Evaluation
 
 
-def reward(response, answer):
-    """The outcome of a solution: +1 if its final answer is right, else -1."""
-    return 1 if grade(response, answer) else -1
+def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
+             out: str | Path | None = None, marker: str = MARKER) -> dict:
+    """Accuracy on `problems`: the summary of `trials` responses to each, and the `responses`, judged.
+
+    Args:
+        sample: called as sample(problems, n=trials): returns a list with one list of n responses a problem, or
+            an iterator of (index, responses) pairs in any order, as they finish. A response is a str or has
+            `.text` (and `.tokens`). A problem with an empty list counts as wrong.
+        out: a JSON Lines file: every problem's record (see `judge`) is appended as it comes; what it holds
+            already is not asked again.
+
+    Raises InputError if the file cannot be written or holds something else.
+
+    >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], [{"question": "2+2?", "answer": "4"}])
+    >>> result["accuracy"], result["unanswered"]
+    (1.0, 0.0)
+    """
+    check_range(trials=(trials, 1))
+    if not problems:
+        raise InputError("there is no problem to evaluate on")
+    file = open_lines(out) if out else None
+    try:
+        records = _known_records(out, trials) if out else {}
+        asked = [problem for problem in problems if _key(problem) not in records]
+        drawn = sample(asked, n=trials) if asked else []
+        for i, responses in enumerate(drawn) if isinstance(drawn, list) else drawn:
+            record = judge(asked[i], responses, marker)
+            records[_key(record)] = record
+            if file:
+                write_line(file, record)
+    finally:
+        if file:
+            file.close()
+    records = [records[_key(problem)] for problem in problems]
+    return summarise(records, trials) | {"responses": records}
 
 
-def respond(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
-            progress=None):
-    """`trials` zero-shot responses to each problem, without top-k or top-p: for each a list of {"response",
-    "correct", "answered", "tokens"}, which is empty if the problem does not fit the model's context."""
-    prompts = [build_prompt(tokenizer, p["question"]) for p in problems]
-    drawn = sample(model, tokenizer, prompts, n=trials, temperature=temperature,
-                   max_new_tokens=max_new_tokens, seed=seed, progress=progress)
-    return [[{"response": s.text, "correct": grade(s.text, p["answer"]), "tokens": len(s.tokens),
-              "answered": extract_answer(s.text) is not None} for s in samples]
-            for p, samples in zip(problems, drawn)]
+def _key(problem):
+    return problem["question"], problem["answer"]
 
 
-def summarise(responses, trials):
-    """Accuracy of `respond`'s result: the mean over trials in [0, 1], its standard error over the trials
-    (sem), each trial's own, and the share of responses without an answer. A problem without responses counts
-    as wrong.
+def _known_records(path, trials):
+    """The records that an earlier run left in the file."""
+    records = {}
+    for record in read_lines(path):
+        if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
+            raise InputError(f"{path} holds something else than responses; choose another --out")
+        if len(record["responses"]) not in (0, trials):
+            raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}: "
+                             "repeat that --trials, or choose another --out")
+        records[_key(record)] = record
+    return records
+
+
+def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
+    """The record of one problem: question, answer and its responses, each {"response": text, "correct": bool,
+    "answered": whether it announces an answer, "tokens": their number, None where unknown}."""
+    verdicts = []
+    for response in responses:
+        text = response if isinstance(response, str) else response.text
+        tokens = getattr(response, "tokens", None)
+        verdicts.append({
+            "response": text,
+            "correct": grade(text, problem["answer"], marker),
+            "answered": extract_answer(text, marker) is not None,
+            "tokens": None if tokens is None else len(tokens),
+        })
+    return {"question": problem["question"], "answer": problem["answer"], "responses": verdicts}
+
+
+def summarise(records: list[dict], trials: int) -> dict:
+    """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error over the trials (sem,
+    None for one trial), each trial's own, and the share of responses without an answer. A problem without
+    responses counts as wrong.
 
     >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
-    >>> summarise([[right, right], [right, wrong]], trials=2)
+    >>> summarise([{"responses": [right, right]}, {"responses": [right, wrong]}], trials=2)
     {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25}
     """
-    n = len(responses)
-    per_trial = [sum(r[k]["correct"] for r in responses if r) / n for k in range(trials)]
-    mean = sum(per_trial) / trials
-    deviation = math.sqrt(sum((a - mean) ** 2 for a in per_trial) / max(1, trials - 1))
-    answered = sum(x["answered"] for r in responses for x in r)
-    return {"accuracy": mean, "sem": deviation / math.sqrt(trials), "n": n, "trials": per_trial,
-            "unanswered": 1 - answered / (n * trials)}
+    n = len(records)
+    responses = [record["responses"] for record in records if record["responses"]]
+    accuracies = [sum(row[k]["correct"] for row in responses) / n for k in range(trials)]
+    mean = sum(accuracies) / trials
+    sem = None
+    if trials > 1:
+        variance = sum((accuracy - mean) ** 2 for accuracy in accuracies) / (trials - 1)
+        sem = math.sqrt(variance / trials)
+    answered = sum(response["answered"] for row in responses for response in row)
+    unanswered = 1 - answered / (n * trials)
+    return {"accuracy": mean, "sem": sem, "n": n, "trials": accuracies, "unanswered": unanswered}
 
 
-def evaluate(model, tokenizer, problems, trials=3, temperature=0.7, max_new_tokens=1024, seed=0,
-             progress=None):
-    """Zero-shot evaluation as in the paper's Sec. 5: the summary of three responses to each problem at
-    temperature 0.7, and the `responses` themselves."""
-    responses = respond(model, tokenizer, problems, trials, temperature, max_new_tokens, seed, progress)
-    return summarise(responses, trials) | {"responses": responses}
+# Files of records, one a line, that survive a crash
 
 
-def main():
-    """The command: sample answers, print accuracy and its spread over the trials."""
+def open_lines(path: str | Path):
+    """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process is kept
+    out. Raises InputError if it cannot be opened or is in use."""
+    try:
+        file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # half an emoji as \ud83d
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _mend(file, path)
+    except BlockingIOError:
+        raise InputError(f"another process is writing {path}; wait for it, or choose another file") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {path} ({error.strerror}); choose another file") from None
+    return file
+
+
+def _mend(file, path):
+    """Complete or drop a last line without its end."""
+    with open(path, "rb") as lines:
+        last = b""
+        for last in lines:
+            pass
+    if not last or last.endswith(b"\n"):
+        return
+    try:
+        json.loads(last)
+        file.write("\n")
+    except ValueError:
+        print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
+        file.truncate(os.path.getsize(path) - len(last))
+
+
+def write_line(file, record: dict):
+    """Append one record and flush. Raises InputError where the disk is full."""
+    try:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+    except OSError as error:
+        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and the same command "
+                         "goes on") from None
+
+
+def read_lines(path: str | Path) -> Iterator:
+    """The records of a JSON Lines file; none if there is no file. Raises InputError naming a line that is not
+    JSON."""
+    if os.path.exists(path):
+        for _, record in _rows(path):
+            yield record
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The command
+
+
+def run_command(main: Callable):
+    """Run a command's main(): what its user can put right becomes one sentence on stderr and exit status 2,
+    Ctrl-C one and 130."""
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        leave(2, error)
+    except KeyboardInterrupt:
+        leave(130, "stopped; with --out, the same command goes on from there")
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, most likely
+        leave(2, f"{error}; the same command goes on from what is saved")
+
+
+def leave(status: int, sentence: str | Exception):
+    """Say a sentence and exit. Of many ranks the first says what concerns all, and torchrun ends the others
+    meanwhile; what only concerns another one is said by that."""
+    name = os.path.basename(sys.argv[0])
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(5)
+        name += f" (rank {rank})"
+    print(f"{name}: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(description="Zero-shot accuracy of a model on a task (paper, Sec. 5).")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub name")
     parser.add_argument("--data", required=True, help=f"JSON Lines file, or a task: {', '.join(TASKS)}")
@@ -884,26 +1493,40 @@ def main():
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
                         help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
-    parser.add_argument("--out", help="file for every response with its verdict, one problem a line")
-    args = parser.parse_args()
+    parser.add_argument("--out", help="file for every response with its verdict; the same command continues it")
+    return parser.parse_args()
+
+
+def main():
+    """The command: sample answers, print accuracy and its spread over the trials."""
+    args = parse_arguments()
+    limits = {"trials": (args.trials, 1), "max_new_tokens": (args.max_new_tokens, 1)}
+    check_range(**limits, temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
-    model, tokenizer = load_model(args.model, args.device, args.dtype)
-    start = time.time()
-    with tqdm(total=len(problems), unit="question") as bar:
-        result = evaluate(model, tokenizer, problems, args.trials, args.temperature, args.max_new_tokens,
-                          args.seed, bar.update)
-    tokens = sum(r["tokens"] for responses in result["responses"] for r in responses)
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as out:
-            for problem, responses in zip(problems, result["responses"]):
-                out.write(json.dumps(problem | {"responses": responses}, ensure_ascii=False) + "\n")
+    drawn = []
+
+    def sample(asked, n):
+        import mcts
+        from tqdm import tqdm
+
+        model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
+        prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
+        start = time.time()
+        with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
+            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, temperature=args.temperature,
+                                          max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update):
+                drawn.extend(len(response.tokens) for response in samples)
+                yield i, samples
+        print(f"{sum(drawn)} tokens, {sum(drawn) / (time.time() - start):.0f} tokens/s")
+
+    result = evaluate(sample, problems, args.trials, out=args.out)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
+    spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"
-          f"accuracy {100 * result['accuracy']:.1f} ± {100 * result['sem']:.1f} % "
-          f"(mean, standard error of the trials), "
-          f"{100 * result['unanswered']:.1f} % of the responses without an answer, "
-          f"{tokens / (time.time() - start):.0f} tokens/s")
+          f"accuracy {100 * result['accuracy']:.1f} ± {spread} % (mean, standard error of the trials), "
+          f"{100 * result['unanswered']:.1f} % of the responses without an answer")
 
 
 if __name__ == "__main__":
+    sys.modules["eval"] = sys.modules["__main__"]  # what mcts imports: one InputError, not two
     run_command(main)

@@ -2,6 +2,7 @@
 import hashlib
 import http.server
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import eval as tasks
-from eval import InputError, is_equiv, load_problems
+from eval import InputError, evaluate, is_equiv, load_problems, open_lines, read_lines, write_line
 
 
 def choices(*texts, labels="ABCDE"):
@@ -103,14 +104,56 @@ def test_a_json_list_reads_like_json_lines(tmp_path):
     assert len(load_problems("metamath", split="train", data_dir=tmp_path)) == 2
 
 
-def test_a_file_of_worked_solutions_reads_like_gsm8k(tmp_path):
-    """Else every response to a copy of GSM8K under another name would be graded wrong. A heading stays."""
-    row, question, answer = ROWS["gsm8k"]
-    path = tmp_path / "mine.jsonl"
-    heading = {"question": "Which?", "answer": "a\n#### b\nc"}
-    path.write_text(f"{json.dumps(row)}\n{json.dumps(heading)}\n")
-    first, second = load_problems(path)
-    assert first == {"question": question, "answer": answer} and second["answer"] == "a\n#### b\nc"
+GSM8K_FORMS = [
+    ("1000+250=1250\n#### 1,250", "1250"), ("#### 12", "12"), ("####12", "12"), ("Add. #### 12", "12"),
+    ("#### (1,2)", "(1,2)"), ("#### 1,200,300.50", "1200300.50"), ("#### $1,250", "$1250"), ("#### 3, 4", "3, 4"),
+]
+
+
+@pytest.mark.parametrize("answer, gold", GSM8K_FORMS)
+def test_what_follows_the_mark_of_gsm8k_is_the_gold_answer(answer, gold, tmp_path):
+    path = write(tmp_path / "mine.jsonl", {"question": "Which?", "answer": answer})
+    assert load_problems(path) == [{"question": "Which?", "answer": gold}]
+
+
+@pytest.mark.parametrize("answer, reason", [
+    ("The answer is 12.", "looks like a solution"), ("We add.\nFinal Answer: 12", "looks like a solution"),
+    (r"So it is \boxed{12} in all.", "looks like a solution"), ("a\n#### b\nc", "goes on after")])
+def test_a_gold_answer_that_is_a_solution_is_refused(answer, reason, tmp_path):
+    """Else no response would ever be right, without a word."""
+    path = write(tmp_path / "mine.jsonl", GOOD, {"question": "Which?", "answer": answer})
+    with pytest.raises(InputError, match=f"line 2: .*{reason}"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_publishers_file_given_by_its_path_is_known_by_its_form(name, tmp_path):
+    row, question, answer = ROWS[name]
+    path = write(tmp_path / "copy.json", row)
+    assert load_problems(path) == [{"question": question, "answer": answer}]
+    path.write_text(json.dumps(SCIQ))
+    assert load_problems(path, seed=3) == load_problems(path, seed=3) != load_problems(path, seed=4)
+
+
+def test_tasks_are_mixed_by_seed(tmp_path):
+    for name in ("obqa", "arc"):
+        row = ROWS[name][0]
+        stems = [{"stem": f"{name} {i}"} for i in range(9)]
+        rows = [row | {"question": row["question"] | stem} for stem in stems]
+        write(tmp_path / tasks.TASKS[name][1]["test"][0], *rows)
+
+    def load(seed, limit=None):
+        return load_problems(["obqa", "arc"], data_dir=tmp_path, seed=seed, limit=limit)
+
+    assert load(seed=1) == load(seed=1) != load(seed=2) and len(load(seed=1)) == 18
+    assert load(seed=1, limit=5) == load(seed=1)[:5]
+    assert len({problem["question"][:3] for problem in load(seed=1)[:9]}) == 2, "both tasks come early"
+
+
+@pytest.mark.parametrize("limit", (0, -1))
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(InputError, match=f"--limit is {limit}, but must be at least 1"):
+        load_problems("arithmetic", limit=limit)
 
 
 def test_options_without_order_are_shuffled_by_seed_and_question_alone(tmp_path):
@@ -141,17 +184,30 @@ def test_the_data_folder_comes_first(publisher, tmp_path):
 
 def test_changed_file_is_refused(publisher, tmp_path):
     publisher.files["shop.jsonl"] += b"\n"
-    with pytest.raises(InputError, match=r"sha256 is .* put shop.jsonl at .*cache"):
+    with pytest.raises(InputError, match=r"invalid hash value .* put shop.jsonl at .*cache"):
         load_problems("shop")
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_interrupted_download_leaves_nothing_and_starts_again(publisher, tmp_path):
     publisher.cut.add("shop.jsonl")
-    with pytest.raises(InputError, match="connection closed after"):
+    with pytest.raises(InputError, match="Cannot download .*put shop.jsonl"):
         load_problems("shop")
     assert not list((tmp_path / "cache").iterdir())
     publisher.cut.clear()
+    assert len(load_problems("shop")) == 50
+
+
+def test_a_git_blob_id_is_checked_where_it_is_what_is_known(publisher, tmp_path, monkeypatch):
+    body = publisher.files["shop.jsonl"]
+    blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    convert, files = tasks.TASKS["shop"]
+    monkeypatch.setitem(tasks.TASKS, "shop", (convert, {"test": (*files["test"][:2], blob)}))
+    publisher.files["shop.jsonl"] += b"\n"
+    with pytest.raises(InputError, match="git blob id is not"):
+        load_problems("shop")
+    assert not list((tmp_path / "cache").iterdir())
+    publisher.files["shop.jsonl"] = body
     assert len(load_problems("shop")) == 50
 
 
@@ -184,7 +240,7 @@ def test_repeated_questions_are_dropped_and_counted(tmp_path, capsys):
 GOOD = {"question": "1 + 1?", "answer": "2"}
 BAD_ROWS = [
     ("{not json}\n", "not JSON"), ('{"question": "cut o', "not JSON"),
-    ('{"question": "a", "answer": "b"} x\n', "more follows"),
+    ('{"question": "a", "answer": "b"} x\n', "Extra data"),
     ("[" * 5000, "not JSON"), ({"question": "no answer"}, "lacks 'answer'"),
     ({"answer": "no question"}, "lacks 'question'"),
     ({"question": " ", "answer": "1"}, "empty"), ({"question": "a", "answer": ""}, "empty"),
@@ -221,7 +277,14 @@ def test_bad_row_in_a_publishers_form(name, row, reason, tmp_path):
 
 def test_bad_row_in_a_json_list_names_its_line(tmp_path):
     (tmp_path / "sciq_test.json").write_text("[\n " + json.dumps(SCIQ[0]) + ',\n\n {"question":\n "a"}\n]')
-    with pytest.raises(InputError, match="line 4: it lacks 'correct_answer'"):
+    with pytest.raises(InputError, match="item 2: it lacks 'correct_answer'"):
+        load_problems("sciq", data_dir=tmp_path)
+
+
+def test_a_cut_json_list_is_refused(tmp_path):
+    path = tmp_path / "sciq_test.json"
+    path.write_text(json.dumps(SCIQ, indent=1)[:-40])
+    with pytest.raises(InputError, match=r"line \d+: not JSON"):
         load_problems("sciq", data_dir=tmp_path)
 
 
@@ -240,3 +303,155 @@ def test_missing_empty_and_unreadable_files(tmp_path):
         load_problems("metamath")
     with pytest.raises(InputError, match="arithmetic has no split 'dev': choose one of train, test"):
         load_problems("arithmetic", split="dev")
+
+
+# Evaluation
+
+PROBLEMS = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(4)]
+
+
+class Response:
+    def __init__(self, text):
+        self.text = text
+        self.tokens = text.split()
+
+
+def sampler(asked=None):
+    """Right but for "2 + 1?"; notes what it is asked; the last finishes first."""
+    def sample(problems, n):
+        if asked is not None:
+            asked.extend(problem["question"] for problem in problems)
+        for i in reversed(range(len(problems))):
+            answer = problems[i]["answer"]
+            yield i, [Response("I do not know" if answer == "3" else f"Final Answer: {answer}")] * n
+    return sample
+
+
+def test_evaluation_of_an_iterator_in_any_order_and_of_plain_lists():
+    result = evaluate(sampler(), PROBLEMS, trials=2)
+    records = result.pop("responses")
+    assert result == {"accuracy": 0.75, "sem": 0, "n": 4, "trials": [0.75, 0.75], "unanswered": 0.25}
+    assert [r["question"] for r in records] == [p["question"] for p in PROBLEMS]
+    verdict = {"response": "Final Answer: 1", "correct": True, "answered": True, "tokens": 3}
+    assert records[0]["responses"] == [verdict, verdict]
+
+    def lists(problems, n):
+        return [["Final Answer: 1"], [], ["Final Answer: 3"], []]
+
+    result = evaluate(lists, PROBLEMS, trials=1)
+    assert result["accuracy"] == 0.5 and result["unanswered"] == 0.5
+    assert result["sem"] is None
+
+
+def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
+    out = tmp_path / "responses.jsonl"
+
+    def broken(problems, n):
+        yield from list(sampler()(problems, n))[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(broken, PROBLEMS, trials=2, out=out)
+    assert [record["question"] for record in read_lines(out)] == ["3 + 1?", "2 + 1?"]
+    out.write_text(out.read_text() + '{"question": "torn')
+    asked = []
+    result = evaluate(sampler(asked), PROBLEMS, trials=2, out=out)
+    assert asked == ["0 + 1?", "1 + 1?"] and result == evaluate(sampler(), PROBLEMS, trials=2)
+    assert len(list(read_lines(out))) == 4
+    asked.clear()
+    assert evaluate(sampler(asked), PROBLEMS, trials=2, out=out) == result and not asked
+
+
+def test_evaluation_refuses_a_file_of_something_else(tmp_path):
+    trees = write(tmp_path / "trees.jsonl", {"question": "a", "answer": "b", "nodes": []})
+    with pytest.raises(InputError, match="holds something else"):
+        evaluate(sampler(), PROBLEMS, out=trees)
+    evaluate(sampler(), PROBLEMS, trials=2, out=tmp_path / "two.jsonl")
+    with pytest.raises(InputError, match="holds 2 responses to a question, not 3"):
+        evaluate(sampler(), PROBLEMS, trials=3, out=tmp_path / "two.jsonl")
+    with pytest.raises(InputError, match="cannot write to .*nowhere"):
+        evaluate(sampler(), PROBLEMS, out=tmp_path / "nowhere" / "out.jsonl")
+    with pytest.raises(InputError, match="no problem"):
+        evaluate(sampler(), [])
+    with pytest.raises(InputError, match="--trials is 0"):
+        evaluate(sampler(), PROBLEMS, trials=0)
+
+
+def test_lines_survive_a_torn_end_and_half_an_emoji(tmp_path, capsys):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    with open_lines(path) as file:
+        write_line(file, {"a": "\ud83d ü"})
+    assert list(read_lines(path)) == [{"a": 1}, {"a": "\ud83d ü"}] and "ü" in path.read_text()
+    assert "dropped the last line" in capsys.readouterr().err and list(read_lines(tmp_path / "none")) == []
+    path.write_text('{"a": 3}')
+    with open_lines(path) as file:
+        write_line(file, {"a": 4})
+    assert list(read_lines(path)) == [{"a": 3}, {"a": 4}], "only the end of the line was missing"
+    path.write_text("{}\n{")
+    with pytest.raises(InputError, match="line 2: not JSON"):
+        list(read_lines(path))
+
+
+@pytest.mark.skipif(tasks.fcntl is None, reason="no locks here")
+def test_a_second_writer_is_kept_out(tmp_path):
+    with open_lines(tmp_path / "a"), pytest.raises(InputError, match="another process"):
+        open_lines(tmp_path / "a")
+    open_lines(tmp_path / "a").close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
+def test_a_full_disk_is_one_sentence():
+    with pytest.raises(InputError, match="/dev/full .*free some space"):
+        write_line(open("/dev/full", "w"), {"a": 1})
+
+
+class FakeSearch:
+    """What the command needs of mcts.py."""
+    InputError = InputError
+
+    @staticmethod
+    def load_model(*args):
+        return "model", "tokenizer"
+
+    @staticmethod
+    def build_prompt(tokenizer, question):
+        return question
+
+    @staticmethod
+    def stream(model, tokenizer, prompts, *, n, progress, max_new_tokens, **settings):
+        for i, prompt in enumerate(prompts):
+            progress(n * max_new_tokens)
+            yield i, [Response(f"Final Answer: {len(prompt)}")] * n
+
+
+@pytest.mark.parametrize("trials, spread", [(1, "± - %"), (3, "± 0.0 %")])
+def test_the_command(trials, spread, tmp_path, monkeypatch, capsys):
+    data = write(tmp_path / "data.jsonl", {"question": "one", "answer": "3"}, {"question": "four", "answer": "5"})
+    command = f"eval.py --model M --data {data} --trials {trials} --out {tmp_path / 'out.jsonl'}"
+    monkeypatch.setitem(sys.modules, "mcts", FakeSearch)
+    monkeypatch.setattr(sys, "argv", command.split())
+    for is_repeated in (False, True):
+        tasks.main()
+        shown = capsys.readouterr()
+        assert "accuracy 50.0 " + spread in shown.out and ("tokens/s" in shown.out) != is_repeated
+        assert ("100%" in shown.err) != is_repeated, "the bar has come to its end"
+
+
+@pytest.mark.parametrize("raised, status, sentence", [
+    (InputError("It is not there."), 2, "It is not there."), (KeyboardInterrupt, 130, "the same command goes on")])
+def test_a_command_ends_in_one_sentence(raised, status, sentence, capsys):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as end:
+        tasks.run_command(main)
+    shown = capsys.readouterr().err
+    assert end.value.code == status and sentence in shown and shown.count("\n") == 1
+
+
+def test_a_script_and_what_it_imports_share_one_module(tmp_path):
+    """Else the InputError that mcts.py raises would not be the one that eval.py catches."""
+    command = [sys.executable, "eval.py", "--model", tmp_path / "none", "--data", "arithmetic", "--limit", "1"]
+    shown = subprocess.run(command, cwd=Path(tasks.__file__).parent, capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stderr.startswith("eval.py: ") and "Traceback" not in shown.stderr
