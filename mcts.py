@@ -1,7 +1,8 @@
 """Tree search over reasoning steps: the first half of Direct Value Optimization (arXiv 2502.13723, Sec. 4.2).
 
-    python mcts.py --model M --data questions.jsonl --out trees.jsonl     # search, one tree a line
+    python mcts.py --model M --data questions.jsonl --out trees.jsonl     # search, one tree a line; goes on
     python mcts.py --show trees.jsonl                                     # draw trees in the terminal
+    python mcts.py --html trees.jsonl > trees.html                        # a page that unfolds them
 
 A *step* is the text up to a blank line; a node of the tree is one step; the search repeats
 
@@ -9,105 +10,161 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
     expand   sample `breadth` next steps from the policy
     backup   N and V of every ancestor of a step that ended         V = mean outcome: +1 right, -1 wrong
 
-The file reads in that order: the prompt, the Tree, the four lines of the algorithm (`grow`), then the
-sampling engine below it, which is where the time goes. The engine keeps as many samples in flight as `slots`
-leaves have, each leaf of another tree. All of them go through the model as ONE row of N tokens; the KV of a
-path is stored once and shared by the siblings sampled from it, which are one token until they differ; as
-samples finish, the next leaf takes their place.
+The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies
+the machine: the model, the random numbers, and the engine, which is where the time goes. The engine keeps as
+many samples in flight as `slots` leaves have, each leaf of another tree. All of them go through the model as
+ONE row of N tokens; only attention knows which token belongs to which path. The keys and values (KV) of a
+path are kept once and shared by the siblings sampled from it.
 
-What the paper leaves open is settled in the docstrings of `grow`, `expand` and `StepSplitter`.
+What the paper leaves open is settled in the docstrings of `grow`, `select`, `expand`, `judge` and `Ending`.
 """
 import argparse
+import functools
 import hashlib
 import heapq
+import inspect
 import json
 import math
+import numbers
 import os
+import re
+import shutil
 import sys
-from collections import Counter, OrderedDict
+import threading
+from collections import Counter, OrderedDict, namedtuple
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate, chain, cycle, groupby, takewhile
+from itertools import accumulate, chain, cycle, islice, takewhile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import PreTrainedModel
 from transformers.utils import logging
+
+import eval
+from eval import MARKER, InputError, check_range, open_lines, run_command, visible, write_line
 
 logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
 
-MARKER = "Final Answer:"
-INSTRUCTION = f"""\
-Solve the problem step by step. Write one short reasoning step, then a blank line, then the next step. \
-Finish with a last step that holds only "{MARKER}" and the answer; if the problem offers lettered options, \
-answer with the letter."""
 PLAIN = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)      # how tokens become text
 
 
-class InputError(ValueError):
-    """Something the user can put right, told in one sentence: commands print it and exit with status 2."""
+# ---------------------------------------------------------------- format and prompt
 
 
-# ---------------------------------------------------------------- model and prompt
+INSTRUCTION = """\
+Solve the problem step by step, in at most 8 steps. Write one short reasoning step, then {gap}, then the \
+next step. Finish with a last step that holds only "{marker}" and the answer; if the problem offers lettered \
+options, answer with the letter."""
 
 
-def pick_device(name=None):
-    """`name` as a torch.device; by default the first GPU, else the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+@dataclass(frozen=True)
+class Format:
+    """What a solution looks like, and how it is asked for: one object for search, sampling, evaluation and
+    training, so that their prompts cannot differ.
 
-
-def load_model(name, device=None, dtype=None):
-    """A causal LM and its tokenizer from a Hugging Face folder or hub name: safetensors only, no remote code.
-
-    `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On the device "meta" no weights are
-    read. Raises InputError if there is no such model.
+    instruction   the system turn (default: asks for the steps and the marker below); "" for none
+    step_end      the text that ends a step, once the step holds other text
+    marker        the text that announces the final answer
+    step_tokens   a step ends after so many tokens instead: for thoughts without such a structure
+    prompt        (tokenizer, question) -> token ids or text, instead of the template; called with a third
+                  argument, pairs (question, solution), where worked examples are to be shown
     """
-    device = pick_device(device)
-    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    how = dict(dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        if device.type == "meta":
-            with device:
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **how)
-            model.generation_config = GenerationConfig.from_pretrained(name)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **how)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"no causal language model could be loaded from {name!r} ({reason}); "
-                         "give a folder written by save_pretrained, or a hub name and a network") from None
-    return model.to(device).eval(), tokenizer
+    instruction: str | None = None
+    step_end: str = "\n\n"
+    marker: str = MARKER
+    step_tokens: int | None = None
+    prompt: Callable | None = None
+
+    def __post_init__(self):
+        check_range(step_tokens=(self.step_tokens, 1))
+        if not (self.step_end and self.marker):
+            raise InputError("a Format needs a step_end and a marker that are not empty")
+        if self.instruction is None:
+            gap = {"\n\n": "a blank line", "\n": "a new line"}.get(self.step_end, repr(self.step_end))
+            instruction = INSTRUCTION.format(gap=gap, marker=self.marker)
+            object.__setattr__(self, "instruction", instruction)        # as the class is frozen
+
+    def announces(self, response):
+        """Whether `response` names its final answer, thoughts aside: in <think> a quoted marker is none."""
+        return self.marker in visible(response)
+
+    def waits(self, response):
+        """Whether the final answer is announced, but still to come.
+
+        >>> format = Format()
+        >>> format.waits("Final Answer:\\n\\n"), format.waits("Final Answer: 4\\n\\n")
+        (True, False)
+        """
+        _, announced, tail = visible(response).rpartition(self.marker)
+        tail = tail.strip("* \t\r\n")
+        opened = tail.endswith((":", "：", "=", "\\[", "\\(", "{"))
+        in_formula = tail.count("$$") % 2 == 1
+        return bool(announced) and (opened or in_formula or not tail)
 
 
-def build_prompt(tokenizer, question, examples=()):
+def build_prompt(tokenizer, question: str, examples=(), format: Format = Format()) -> list[int]:
     """Token ids that ask `question`, after worked `examples` (question, solution) if any (App. B): by the
-    tokenizer's chat template if it has one, else as plain text."""
-    if tokenizer.chat_template is None:
-        shown = "".join(f"Problem: {q}\n\nSolution:\n\n{solution}\n\n\n" for q, solution in examples)
-        return tokenizer(f"{INSTRUCTION}\n\n{shown}Problem: {question}\n\nSolution:\n\n").input_ids
-    texts = [*chain(*examples), question]
-    turns = [{"role": role, "content": text} for role, text in zip(cycle(("user", "assistant")), texts)]
-    how = dict(add_generation_prompt=True, tokenize=False)
+    tokenizer's chat template if it has one, else as plain text. Raises InputError if the template fails."""
+    if format.prompt:
+        shown = [examples] if examples else []
+        prompt = format.prompt(tokenizer, question, *shown)
+        return encode(tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
+    quoted = [*chain(*examples), question]
+    if tokenizer.chat_template is not None:
+        text = chat(tokenizer, format.instruction, quoted)
+        return encode(tokenizer, text, quoted, add_special_tokens=False)
+    shown = "".join(f"Problem: {q}\n\nSolution:\n\n{solution}\n\n\n" for q, solution in examples)
+    text = f"{format.instruction}\n\n{shown}Problem: {question}\n\nSolution:\n\n"
+    return encode(tokenizer, text.lstrip("\n"), quoted)
+
+
+def chat(tokenizer, instruction, said):
+    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse a
+    system turn, some drop it without a word: then the first user turn says it all."""
+    def render(system, first):
+        turns = [{"role": "system", "content": system}] if system else []
+        for role, text in zip(cycle(("user", "assistant")), [first, *said[1:]]):
+            turns.append({"role": role, "content": text})
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     try:
-        text = tokenizer.apply_chat_template([{"role": "system", "content": INSTRUCTION}, *turns], **how)
-    except Exception:  # some templates (Gemma's) refuse a system turn: say it all in the first user turn
-        turns[0]["content"] = f"{INSTRUCTION}\n\n{turns[0]['content']}"
-        text = tokenizer.apply_chat_template(turns, **how)
-    return tokenizer(text, add_special_tokens=False).input_ids
+        text = render(instruction, said[0])
+    except Exception:                           # jinja2's, or what the template raises
+        text = ""
+    if text and instruction.strip() in text:
+        return text
+    try:
+        return render("", f"{instruction}\n\n{said[0]}".lstrip("\n"))
+    except Exception as error:
+        raise InputError(f"the tokenizer's chat template fails ({reason(error)}); repair it, or give "
+                         "Format a prompt function") from None
 
 
-def fingerprint(tokenizer):
+def encode(tokenizer, text, quoted=(), add_special_tokens=True):
+    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end, and what looks like a
+    special token in one of the `quoted` parts stays text."""
+    if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        add_special_tokens = False
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pieces = [text]
+    if any(token in part for part in quoted for token in special):
+        parts = [re.escape(part.strip()) for part in quoted if part.strip()]
+        pieces = re.split(f"({'|'.join(parts)})", text)             # every second one is quoted
+    ids = []
+    for n, piece in enumerate(pieces):
+        how = dict(split_special_tokens=True) if n % 2 else {}
+        ids += tokenizer(piece, add_special_tokens=add_special_tokens and n == 0, **how).input_ids
+    if ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token):
+        ids.pop()
+    return ids
+
+
+def fingerprint(tokenizer) -> str:
     """8 hex digits that tell tokenizers apart, by vocabulary and chat template."""
     text = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def context_length(model):
-    """Tokens a sequence may have. A sliding window or a chunk is a limit too: within it, it hides nothing."""
-    names = "max_position_embeddings", "sliding_window", "attention_chunk_size"
-    return min(filter(None, (getattr(model.config, name, None) for name in names)), default=sys.maxsize)
 
 
 # ---------------------------------------------------------------- the tree
@@ -117,7 +174,7 @@ def context_length(model):
 class Node:
     """One step a_t taken in state s_t, and the state s_{t+1} it leads to. Node 0, the root, holds no step."""
     parent: int               # index of the node of s_t, -1 at the root
-    tokens: list              # the step, with the token that completed its blank line or the EOS
+    tokens: list              # the step, with the token that completed its end or the EOS
     logprob: float = 0.0      # log pi(a|s), summed over the step's tokens, at temperature 1
     visits: int = 0           # N: outcomes backed up through this node
     value: float = 0.0        # V in [-1, 1]: their mean; 0 while there is none
@@ -125,6 +182,7 @@ class Node:
     terminal: bool = False
     valid: bool = True        # False: a failure of form (cut, too deep, no answer); never a training path
     text: str = ""            # for people; derived from tokens, never tokenised again
+    count: int = 1            # how many of the samples drawn at the expansion were this step
     children: list = field(default_factory=list, repr=False)   # indices
     depth: int = 0            # steps from the root
     exhausted: bool = False   # every path below has ended
@@ -134,8 +192,21 @@ class Node:
         """pi(a|s) of PUCT in (0, 1]: exp of the mean token log-prob."""
         return math.exp(self.logprob / max(1, len(self.tokens)))
 
+    @property
+    def ended(self):
+        return self.terminal or self.exhausted
 
-STORED = ("parent", "tokens", "logprob", "visits", "value", "reward", "terminal", "valid", "text")
+    @property
+    def counts(self):
+        return f"V {self.value:+.2f}  N {self.visits:<3}"
+
+
+STORED = ("parent", "tokens", "logprob", "visits", "value", "reward", "terminal", "valid", "text", "count")
+
+
+def credit(reward, after, before):
+    """What a step changed in value, the DVO target (Eq. 10), of numbers or of tensors."""
+    return reward + after - before                                  # r + V(s') - V(s)
 
 
 @dataclass
@@ -147,15 +218,16 @@ class Tree:
     config: dict = field(default_factory=dict)
     nodes: list = field(default_factory=lambda: [Node(parent=-1, tokens=[])])
 
-    def add(self, node):
+    def add(self, node: Node) -> int:
         """Append `node` below its parent and return its index."""
-        parent, index = self.nodes[node.parent], len(self.nodes)
+        parent = self.nodes[node.parent]
+        index = len(self.nodes)
         node.depth = parent.depth + 1
         parent.children.append(index)
         self.nodes.append(node)
         return index
 
-    def path(self, i):
+    def path(self, i: int) -> list[int]:
         """Indices of the nodes from the first step down to node i; empty for the root."""
         nodes = []
         while i > 0:
@@ -163,31 +235,59 @@ class Tree:
             i = self.nodes[i].parent
         return nodes[::-1]
 
-    def credit(self, i):
-        """r + V(s') - V(s) in [-2, 2], the DVO target of step i (Eq. 10). V of an ended state is 0 here, so a
-        terminal step has credit r - V(s), and the credits along a path sum to r - V(s_0)."""
+    def credit(self, i: int) -> float:
+        """The credit of step i, in [-2, 2]. V of an ended state is 0 here, so a terminal step has credit
+        r - V(s), and the credits along a path sum to r - V(s_0)."""
         node = self.nodes[i]
-        after = node.reward if node.terminal else node.value
-        return after - self.nodes[node.parent].value
+        after = 0 if node.terminal else node.value
+        return credit(node.reward, after, before=self.nodes[node.parent].value)
 
-    def to_json(self):
+    def ending(self, i: int) -> str:
+        """How terminal node i ended: "right" or "wrong"; or, not valid, "unanswered" (EOS without a final
+        answer), "deep" (the last step allowed is none of the solution), "cut" (by a limit of tokens)."""
+        node = self.nodes[i]
+        if node.valid:
+            return "right" if node.reward > 0 else "wrong"
+        if node.tokens[-1] in self.config.get("eos", ()):
+            return "unanswered"
+        step_end = self.config.get("step_end", "\n\n")
+        _, ended, after = node.text.lstrip().rpartition(step_end)
+        counted = len(node.tokens) == self.config.get("step_tokens")
+        if (ended and not after.strip() or counted) and node.depth >= self.config.get("depth", 0):
+            return "deep"
+        long = len(node.tokens) >= self.config.get("max_step_tokens", 0)
+        return "cut" if long or "eos" in self.config else "unanswered"      # older files do not name the EOS
+
+    def endings(self):
+        """How often its terminal nodes ended how."""
+        return Counter(self.ending(i) for i, node in enumerate(self.nodes) if node.terminal)
+
+    def record(self):
+        """The tree as it is written, a dict for JSON; of a node what STORED names."""
         nodes = [{name: getattr(node, name) for name in STORED} for node in self.nodes]
-        return json.dumps({"question": self.question, "answer": self.answer, "prompt": self.prompt,
-                           "config": self.config, "nodes": nodes}, ensure_ascii=False)
+        return {"question": self.question, "answer": self.answer, "prompt": self.prompt,
+                "config": self.config, "nodes": nodes}
+
+    def to_json(self) -> str:
+        return json.dumps(self.record(), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line):
         data = json.loads(line)
-        root, *rest = [Node(**{name: node[name] for name in STORED}) for node in data["nodes"]]
-        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
-        for node in rest:
-            if not 0 <= node.parent < len(tree.nodes):
+        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], nodes=[])
+        for stored in data["nodes"]:
+            node = Node(**{name: stored[name] for name in STORED if name in stored or name != "count"})
+            if not tree.nodes:
+                tree.nodes.append(node)         # the root
+            elif 0 <= node.parent < len(tree.nodes):
+                tree.add(node)
+            else:
                 raise ValueError("a parent must come before its children")
-            tree.add(node)
+        tree.nodes[0]                           # IndexError: a tree has a root
         return tree
 
 
-def read_trees(path):
+def read_trees(path) -> Iterator[Tree]:
     """The trees of a JSON Lines file, one at a time. Raises InputError naming the line that is not a tree."""
     try:
         with open(path, "rb") as lines:
@@ -204,69 +304,80 @@ def read_trees(path):
 # ---------------------------------------------------------------- the search of one tree
 
 
-def grow(tree, reward_fn, response_text, *, iterations, breadth, depth, c_puct):
+def grow(tree, outcome, *, iterations, breadth, depth, c_puct):
     """Search one tree (Sec. 4.2). A coroutine: yields the leaf to expand, is sent the Samples drawn there.
+    outcome(token ids of an ended response) -> its reward and whether its form is valid.
 
     Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would
     pull V from the policy's mean towards the maximum), each new terminal is backed up once, when it is
-    created, there are no rollouts, and the search ends early once every path has ended.
+    created, and the search ends early once every path has ended. There are no rollouts: the entropy of the
+    soft value cancels the KL penalty of its objective, so the plain outcome is what is backed up.
     """
     for _ in range(iterations):
         leaf = select(tree, c_puct)
         if leaf is None:
             return
         samples = yield leaf
-        for child in expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
+        for child, end in expand(tree, leaf, samples, breadth):
+            judge(tree, child, end, outcome, depth)
             if tree.nodes[child].terminal:
                 backup(tree, child)
+        close(tree, leaf)
 
 
 def select(tree, c_puct):
-    """The leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior."""
-    nodes, i = tree.nodes, 0
+    """The leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior.
+    The root of N(s) and c are those of the authors' code."""
+    nodes = tree.nodes
     if nodes[0].exhausted:
         return None
+    i = 0
     while nodes[i].children:
         explore = c_puct * math.sqrt(nodes[i].visits)
-        score = lambda j: nodes[j].value + explore * nodes[j].prior / (1 + nodes[j].visits)     # Q + U
-        choices = [j for j in nodes[i].children if not (nodes[j].terminal or nodes[j].exhausted)]
-        i = max(choices, key=lambda j: (score(j), nodes[j].prior))
+
+        def score(j):
+            Q = nodes[j].value                                      # 0 if unvisited
+            U = explore * nodes[j].prior / (1 + nodes[j].visits)
+            return Q + U, nodes[j].prior
+        open_children = [j for j in nodes[i].children if not nodes[j].ended]
+        i = max(open_children, key=score)
     return i
 
 
-def expand(tree, leaf, samples, reward_fn, response_text, breadth, depth):
-    """Add the sampled steps below `leaf` and return the indices of the new nodes.
+def expand(tree, leaf, samples, breadth):
+    """Add the sampled steps below `leaf`. Returns (index, how it ended) of each new node.
 
-    Samples of the same text and ending are one action. Of those, the `breadth` most probable stay, in the
-    order in which they were drawn. A step that neither ends the solution nor may go on (cut by a limit, or at
-    full depth), and a wrong solution without a final answer, are failures of the policy: outcome -1, counted
-    in V, but not `valid` training paths.
+    Samples of the same text and ending are one action, represented by the first of them; `count` keeps how
+    many there were. Of the actions the `breadth` most probable stay, in the order in which they were drawn.
     """
     actions = {}
     for s in samples:
-        actions.setdefault((s.text, s.end), s)
-    likeliest = sorted(actions, key=lambda a: -actions[a].logprob)[:breadth]
+        actions.setdefault((s.text, s.end), []).append(s)
+    by_logprob = sorted(actions, key=lambda action: actions[action][0].logprob, reverse=True)
+    likeliest = by_logprob[:breadth]
     children = []
-    for s in (actions[a] for a in actions if a in likeliest):
-        node = Node(leaf, s.tokens, round(s.logprob, 9), text=s.text)   # more digits depend on the batch
-        children.append(tree.add(node))
-        node.terminal = s.end != "step" or node.depth >= depth
-        if s.end in ("answer", "eos"):
-            text = response_text([t for j in tree.path(children[-1]) for t in tree.nodes[j].tokens])
-            node.reward = reward_fn(text, tree.answer)
-            node.valid = node.reward > 0 or MARKER in text
-        elif node.terminal:
-            node.reward, node.valid = -1, False
-    close(tree, leaf)
+    for action, (first, *others) in actions.items():
+        if action in likeliest:
+            logprob = round(first.logprob, 9)                       # more digits depend on the batch
+            node = Node(leaf, first.tokens, logprob, text=first.text, count=1 + len(others))
+            children.append((tree.add(node), first.end))
     return children
 
 
-def close(tree, i):
-    """Mark node i exhausted if every child has ended or is exhausted itself, and so on upwards."""
-    nodes = tree.nodes
-    while i >= 0 and all(nodes[j].terminal or nodes[j].exhausted for j in nodes[i].children):
-        nodes[i].exhausted = True
-        i = nodes[i].parent
+def judge(tree, i, end, outcome, depth):
+    """Say whether new node i is terminal, and its reward.
+
+    A step that neither ends the solution nor may go on (cut by a limit, or at full depth) is a failure of the
+    policy, and so is a wrong solution that announced no answer: outcome -1, counted in V, but no `valid`
+    training path.
+    """
+    node = tree.nodes[i]
+    if end in ("answer", "eos"):
+        response = [token for j in tree.path(i) for token in tree.nodes[j].tokens]
+        node.terminal = True
+        node.reward, node.valid = outcome(response)
+    elif end == "cut" or node.depth >= depth:
+        node.terminal, node.reward, node.valid = True, -1, False
 
 
 def backup(tree, i):
@@ -279,44 +390,386 @@ def backup(tree, i):
         i = node.parent
 
 
-# ---------------------------------------------------------------- where a step ends
+def close(tree, i):
+    """Mark node i exhausted if every child has ended or is exhausted itself, and so on upwards."""
+    nodes = tree.nodes
+    while i >= 0 and all(nodes[j].ended for j in nodes[i].children):
+        nodes[i].exhausted = True
+        i = nodes[i].parent
 
 
-class StepSplitter:
-    """Tells where sampled steps end from token ids alone: decoding text would slow the sampling loop.
+# ---------------------------------------------------------------- the model: loading
 
-    A step ends at the first token after which its text holds a blank line, as in `a\\n\\n`; a BPE merges that
-    with its neighbours (`.\\n\\n`) or splits it (`\\n` then `\\n`), so each vocabulary entry is decoded once
-    and asked what it does to the text so far. A blank line before any other text does not end a step. Any
-    EOS of the model does.
+
+def pick_device(name: str | None = None) -> torch.device:
+    """`name` as a torch.device; by default the first GPU, else the CPU. Raises InputError if there is none."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device is {str(name)!r}, which is not to be had here ({reason(error)}); "
+                         "give cpu or cuda, or leave it out") from None
+    return device
+
+
+def load_model(name: str, device=None, dtype: str | None = None):
+    """A causal LM and its tokenizer from a Hugging Face folder or hub name: safetensors only, no remote code.
+
+    `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On the device "meta" no weights are
+    read. Raises InputError for whatever cannot be loaded as it was saved.
     """
+    device = pick_device(device)
+    dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if os.path.exists(os.path.join(name, "adapter_config.json")):
+        raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
+    config = load("config", AutoConfig.from_pretrained, name)
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{name} is quantised and cannot be trained: give the model that it was made from")
+    tokenizer = load("tokenizer", AutoTokenizer.from_pretrained, name)
+    try:
+        model = load_weights(name, config, device, dtype=dtype, attn_implementation="sdpa")
+    except ValueError as error:                 # an InputError is one
+        if "attention implementation" not in str(error):
+            raise
+        model = load_weights(name, config, device, dtype=dtype, attn_implementation="eager")
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise InputError(f"the tokenizer of {name} has a token {highest}, but the model embeds only {rows}: "
+                         "resize its embeddings and train them first")
+    return model.eval(), tokenizer
 
-    def __init__(self, model, tokenizer, size, device):
-        texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), size))], **PLAIN)
-        texts += [""] * (size - len(texts))                         # logits can be wider than the tokenizer
-        flags = torch.tensor([(bool(t.strip()), "\n\n" in t, "\n\n" in t.lstrip(),
-                               t.startswith("\n"), t.endswith("\n"), not t) for t in texts], device=device)
-        self.word, self.blank, self.ends_alone, self.starts, self.ends, self.empty = flags.T
-        eos = getattr(model.generation_config, "eos_token_id", None)
-        eos = tokenizer.eos_token_id if eos is None else eos
-        self.eos = torch.zeros(size, dtype=torch.bool, device=device)
-        self.eos[[] if eos is None else eos] = True
 
-    def __call__(self, token, started, newline):
-        """All (N,): the new token; whether its step held text before; whether that ended in a newline.
-        Returns whether the step ends by a blank line, and started and newline after the token."""
-        blank = self.ends_alone[token] | started & (self.blank[token] | newline & self.starts[token])
-        return blank, started | self.word[token], self.ends[token] | newline & self.empty[token]
+def load_weights(name, config, device, **how):
+    if device.type == "meta":
+        with device:
+            model = AutoModelForCausalLM.from_config(config, **how)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(name)
+        except OSError:                         # it has none: from_config took what the config says
+            pass
+        return model
+    model, report = load("weights", AutoModelForCausalLM.from_pretrained, name, use_safetensors=True,
+                         output_loading_info=True, **how)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as "
+                         f"{missing[0]}: it was saved as another kind of model, or under other names")
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError:
+        raise InputError(f"{name} does not fit into the memory of {device}") from None
 
 
-def unanswered(text):
-    """Whether the last `Final Answer:` of `text` still waits for its answer.
+HINTS = {"SafetensorError": "a file is torn, or is none (a git-lfs pointer?): fetch it again",
+         "no file named": "there are none in the form of safetensors",
+         "mismatch": "they have other sizes than config.json says",
+         "custom code": "it needs code of its own, which is never run"}
 
-    >>> unanswered("Final Answer:\\n\\n"), unanswered("Final Answer: 4\\n\\n"), unanswered("so 4\\n\\n")
-    (True, False, False)
+
+def load(what, function, name, **how):
+    """function(name, ...), any failure as one sentence."""
+    try:
+        return function(name, trust_remote_code=False, **how)
+    except Exception as error:      # transformers, tokenizers, safetensors, torch, the hub: each has its own
+        told = f"{type(error).__name__}: {error}"
+        hints = [hint for word, hint in HINTS.items() if word in told]
+        why = hints[0] if hints else reason(error)
+        raise InputError(f"cannot load the {what} of {name!r}: {why}; give a folder written by "
+                         "save_pretrained, or a hub name and a network") from None
+
+
+def reason(error):
+    """The first line of what an exception says, or its kind."""
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return first[:200]
+
+
+# ---------------------------------------------------------------- the model: attention of our own, and its check
+
+
+class Unserved(Exception):
+    """Why a model can be neither searched nor trained."""
+
+
+own_sdpa = AttentionInterface()["sdpa"]
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **how):
+    """What transformers calls in every layer as `sdpa`: that itself, unless the mask carries an attention.
+
+    So `call_model` changes nothing in a model, threads may share it, and activation checkpointing, which runs
+    a layer again when the call has long returned, finds the attention in the mask that it has kept.
     """
-    _, marker, tail = text.rpartition(MARKER)
-    return bool(marker) and not tail.strip("* \t\r\n")
+    attention = getattr(attention_mask, "attention", None)
+    if attention is None:
+        if attention_mask is not None and attention_mask.numel() < query.shape[2]:
+            raise Unserved("its forward copies the mask (in activation checkpointing: use_reentrant=False)")
+        return own_sdpa(module, query, key, value, attention_mask, scaling=scaling,
+                        sliding_window=sliding_window, **how)
+    for name in "softcap", "s_aux", "position_bias":
+        if how.get(name) is not None:
+            raise Unserved(f"its attention has a {name}, which ours lacks")
+    layer = attention_mask.calls
+    attention_mask.calls += 1
+    scaling = scaling or query.shape[-1] ** -0.5
+    out = attention(layer, sliding_window, query, key, value, scaling)
+    return out.contiguous(), None
+
+
+AttentionInterface.register("sdpa", attend)
+
+
+def call_model(model, tokens: torch.Tensor, positions: torch.Tensor, attention: Callable, **how):
+    """The output of `model`, with another attention in all of its layers for this call.
+
+    tokens, positions (B, T); attention(layer, window, q, k, v, scaling) -> (B, T, Hq, Dv) of q (B, Hq, T, D),
+    k (B, H, T, D), v (B, H, T, Dv); layer: 0, 1, ... within a forward, in a recomputation any number; window:
+    how many positions back the layer sees, itself included, None without limit. Differentiable.
+    """
+    shape = (1, 1, 1, 1)                        # a 4D mask is passed on as it is
+    mask = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+    mask.attention = attention
+    mask.calls = 0
+    return model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False, **how)
+
+
+def tree_attention(seen: torch.Tensor, positions: torch.Tensor) -> Callable:
+    """An attention for call_model in which token t of a row sees token u if seen[b, t, u].
+
+    seen (B, T, T) bool, every token sees itself; positions (B, T), which layers with a window go by.
+    """
+    behind = positions[:, :, None] - positions[:, None, :]          # (B, T, T)
+    biases = {}
+
+    def attention(layer, window, q, k, v, scaling):
+        if window not in biases:
+            biases[window] = as_bias(seen, behind, window, 1, q.dtype)
+        groups = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(groups, 1)
+        v = v.repeat_interleave(groups, 1)
+        out = F.scaled_dot_product_attention(q, k, v, biases[window], scale=scaling)
+        return out.transpose(1, 2)
+    return attention
+
+
+def as_bias(seen, behind, window, groups, dtype):
+    """(B, 1, groups * T, C) of (B, T, C): 0 for tokens `seen` and less than `window` positions `behind`, else
+    -inf; once for each of the `groups` of `grouped_attention`."""
+    if window is not None:
+        seen = seen & (behind < window)
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    bias = bias.masked_fill_(~seen, -torch.inf)
+    return bias[:, None].repeat(1, 1, groups, 1)
+
+
+def causal_lm(model):
+    """`model`, or the causal LM that it wraps."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def backbone(lm):
+    """The name of the part of causal LM `lm` that makes its hidden states."""
+    if hasattr(lm, lm.base_model_prefix):
+        return lm.base_model_prefix
+    return next(name for name, part in lm.named_children() if isinstance(part, PreTrainedModel))
+
+
+def hidden_states(lm, tokens, positions, attention) -> torch.Tensor:
+    """(B, T, D) the last hidden states of causal LM `lm`, see call_model."""
+    return call_model(getattr(lm, backbone(lm)), tokens, positions, attention)[0]
+
+
+class PassOn(torch.nn.Module):
+    """Stands for a backbone: its input embeddings are the last hidden states."""
+    decoder = property(lambda self: self)       # which some LMs call instead
+
+    def forward(self, *args, inputs_embeds=None, **how):
+        return Hidden((inputs_embeds,))
+
+
+class Hidden(tuple):
+    """What a backbone returns, with hidden states only."""
+    last_hidden_state = property(lambda self: self[0])
+
+    def __getattr__(self, name):
+        return None
+
+
+def logits_of(lm) -> Callable:
+    """The function from last hidden states (R, D) to logits (R, V): exactly what the forward of causal LM
+    `lm` makes of them, with scaling, caps and dense layers. Differentiable; shares the parameters."""
+    head = lm.__class__.__new__(lm.__class__)   # the LM without its backbone
+    head.__dict__.update(lm.__dict__)
+    head.__dict__["_modules"] = lm._modules | {backbone(lm): PassOn()}
+    return lambda hidden: head(inputs_embeds=hidden[None]).logits[0]
+
+
+# Beyond these a token sees other tokens than those of its path, or sees them otherwise.
+LIMITS = "max_position_embeddings", "attention_chunk_size", "floor_scale", "keep_window_size"
+
+
+def context_length(model) -> int:
+    """Tokens a sequence may have. A window counts only if `check_model` found that it is not exact beyond."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in LIMITS]
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "longrope" in str(rope):                 # its frequencies depend on the longest sequence of a call
+        limits.append(getattr(config, "original_max_position_embeddings", None))
+        limits.append(rope.get("original_max_position_embeddings"))
+    if "served" in vars(model):
+        limits.append(model.served.window)
+    return min(filter(None, limits), default=sys.maxsize)
+
+
+# What a passed check found: the window within which all is exact (None: at any length), the (heads, width) of
+# keys and of values in every layer, their type, and the number of logits.
+Served = namedtuple("Served", "window layers dtype vocabulary")
+CHECKING = threading.Lock()
+
+
+def check_model(model) -> None:
+    """Raise InputError unless search and training give the numbers of the model's own forward; say why not.
+    A passed check is remembered in the model, so that calling this again costs nothing."""
+    with CHECKING:
+        if "served" in vars(model):
+            return
+        name = type(causal_lm(model)).__name__
+        try:
+            with torch.no_grad():
+                refuse_by_name(model)
+                model.served = within_windows(model)
+        except torch.OutOfMemoryError:
+            raise InputError(f"{name} leaves no memory on {model.device} for a forward of 18 tokens") from None
+        except Exception as error:              # whatever its own code raises
+            kind = "" if isinstance(error, Unserved) else f"{type(error).__name__}: "
+            raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
+                             "a decoder such as Llama, Qwen, Mistral or Gemma 3") from None
+
+
+def refuse_by_name(model):
+    config = model.config.get_text_config()
+    types = set(getattr(config, "layer_types", None) or ())
+    types -= {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe", "dense"}
+    if torch.is_autocast_enabled(model.device.type):
+        raise Unserved("torch.autocast is on, under which its logits are not its own")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise Unserved("its attention has a soft cap, which ours lacks")
+    if any("sink" in name for name, _ in model.named_parameters()):
+        raise Unserved("its attention has sinks, which ours lacks")
+    if types:
+        raise Unserved(f"its layers of type {', '.join(sorted(types))} keep a state or choose what they see")
+    if model.config._attn_implementation != "sdpa":
+        raise Unserved(f"its attention is {model.config._attn_implementation!r}, not PyTorch's sdpa (load it "
+                       'with attn_implementation="sdpa", if it has that)')
+
+
+def within_windows(model):
+    """Served at any length if that is true, else within the smallest window."""
+    owners = [*model.modules(), *(getattr(module, "config", None) for module in model.modules())]
+    owners = [owner for owner in owners if isinstance(getattr(owner, "sliding_window", None), int)]
+    windows = [owner.sliding_window for owner in owners]
+    try:
+        for owner, window in zip(owners, windows):      # so small that a few tokens look beyond them
+            owner.sliding_window = min(4, window)
+        return Served(None, *compare(model))
+    except Exception:
+        if not owners:
+            raise
+    finally:
+        for owner, window in zip(owners, windows):
+            owner.sliding_window = window
+    return Served(min(windows), *compare(model))
+
+
+def compare(model):
+    """Raise Unserved unless a packed tree, prefill in two parts and decode have the logits of a plain
+    forward, and `logits_of` makes the same of hidden states: a prompt of 6 tokens, two answers of 3. Returns
+    what Served says of keys, values and logits."""
+    vocabulary = min(97, model.config.get_text_config().vocab_size)
+    tokens = torch.arange(12, device=model.device) * 7 % vocabulary
+    prompt, answers = tokens[:6], tokens[6:].view(2, 3)
+    rows = torch.cat((prompt.expand(2, 6), answers), 1)             # (2, 9)
+    plain = model(input_ids=rows, use_cache=False).logits           # (2, 9, V)
+    if not plain.isfinite().all():
+        raise Unserved("its logits are not finite: its weights hold NaN, or numbers too large for their type")
+    expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
+    planes = []
+    packed, hidden = packed_tree(model, tokens, planes)
+    if not planes or not same(packed, expected):
+        raise Unserved(why_not(model, rows, plain, len(planes)))
+    layers = [(k.shape[1::2], v.shape[1::2]) for k, v in planes]    # (heads, width)
+    dtype = planes[0][0].dtype
+    decoded = prefill_and_decode(model, prompt, answers, layers, dtype)
+    if not same(decoded, plain[:, 5:]):
+        raise Unserved(why_not(model, rows, plain, len(planes)))
+    if not same(logits_of(causal_lm(model))(hidden[0]), packed):
+        raise Unserved("its forward makes other logits of its hidden states than its head alone")
+    return layers, dtype, plain.shape[-1]
+
+
+def packed_tree(model, tokens, planes):
+    """Logits (12, V) and hidden states (1, 12, D) of the prompt and both answers in one row. `planes` becomes
+    the keys and values of every layer."""
+    place = torch.arange(12, device=tokens.device)
+    answer = (place >= 6).int() + (place >= 9).int()                # 0 in the prompt
+    position = place - 3 * (place >= 9)
+    same_path = (answer == 0) | (answer == answer[:, None])
+    seen = (place[:, None] >= place) & same_path
+    attention = tree_attention(seen[None], position[None])
+
+    def recorded(layer, window, q, k, v, scaling):
+        planes.append((k, v))
+        return attention(layer, window, q, k, v, scaling)
+    lm = causal_lm(model)
+    caught = []
+    hook = getattr(lm, backbone(lm)).register_forward_hook(lambda module, args, output: caught.append(output[0]))
+    try:
+        logits = call_model(model, tokens[None], position[None], recorded).logits[0]
+    finally:
+        hook.remove()
+    if not caught:                              # an LM that calls the decoder of its backbone
+        caught.append(hidden_states(lm, tokens[None], position[None], attention))
+    return logits, caught[0]
+
+
+def prefill_and_decode(model, prompt, answers, layers, dtype):
+    """Logits (2, 4, V) of the last token of the prompt and of the answers, as the engine computes them: as
+    siblings 0 and 2 of 3 in slot 1."""
+    cache = Cache(layers, dtype, model.device, slots=2, siblings=3, columns=64)
+    cache.resize(32, {})
+    prefill(model, cache, 1, 0, prompt[:3].tolist())
+    prefill(model, cache, 1, 3, prompt[3:5].tolist())
+    inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
+    steps = []
+    for t, newest in enumerate(inputs.T.tolist()):
+        slot, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
+        table = np.array([newest, slot, sibling, start, length])
+        logits, _ = decode(model, cache, table)
+        steps.append(logits)
+    return torch.stack(steps, 1)
+
+
+def same(a, b):
+    """Whether logits are the same but for rounding: by norm, since 128k logits have outliers."""
+    tolerance = {2: 0.05, 4: 3e-4, 8: 1e-5}[a.dtype.itemsize]
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    distance = (a - b).norm()
+    return bool(distance <= tolerance * (b - b.mean()).norm())
+
+
+def why_not(model, rows, plain, calls):
+    """The reason why its logits are others: it was called as attention `calls` times in a forward."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", calls)
+    if not same(model(input_ids=rows, use_cache=False).logits, plain):
+        return "two forwards of it differ: it is in train mode with dropout; call model.eval()"
+    if calls == 0:
+        return "its attention does not go through transformers' AttentionInterface, or adds to the mask"
+    if calls < layers:
+        return f"only {calls} of its {layers} layers are attention; the others keep a state of their own"
+    return ("what a token sees depends on more than its path and positions (both directions, a bias by "
+            "distance, positions of its own, a choice of tokens)")
 
 
 # ---------------------------------------------------------------- random numbers by key
@@ -324,13 +777,15 @@ def unanswered(text):
 
 def hash_tokens(key, tokens):
     """128-bit key of a path: of its parent's key and its last step."""
-    return hashlib.blake2b(key + np.asarray(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
+    data = np.asarray(tokens, dtype="<i8").tobytes()
+    return hashlib.blake2b(key + data, digest_size=16).digest()
 
 
-def draw_keys(key, length, n):
+def draw_words(key, length, n):
     """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words."""
-    words = np.random.Philox(key=np.frombuffer(key, dtype="<u8")).random_raw(length * n)
-    return torch.from_numpy(words.view(np.int32)).view(length, n, 2).transpose(0, 1)
+    generator = np.random.Philox(key=np.frombuffer(key, dtype="<u8"))
+    words = generator.random_raw(length * n).view(np.int32)
+    return words.reshape(length, n, 2).swapaxes(0, 1)
 
 
 def mix(x):
@@ -341,173 +796,261 @@ def mix(x):
     return x
 
 
-def pick(logits, rows, keys, token_hash, temperature):
-    """Draw one token a sample by Gumbel-max, with noise that depends on (key, token id) alone.
+def hash_vocabulary(size, device):
+    """(V,) int32, a hash of each token id."""
+    tokens = torch.arange(size, dtype=torch.int32, device=device)
+    return mix(tokens * -1640531535)
 
-    logits (R, V), rows (N,) of the samples, keys (N, 2) int32, token_hash (V,) int32 -> tokens (N,) and their
-    log-probs at temperature 1 (N,). Logits computed in another batch differ in the last bits; noise keyed per
-    token id makes a different winner as unlikely as can be (an inverse CDF would shift every boundary at
-    once).
+
+def pick(logits, words, token_hash, temperature):
+    """Draw one token a row by Gumbel-max, with noise that depends on (words, token id) alone.
+
+    logits (N, V), words (N, 2) int32, token_hash (V,) int32 -> tokens (N,) and their log-probs at temperature
+    1 (N,). Logits computed in another batch differ in the last bits; noise keyed per token id makes a
+    different winner as unlikely as can be (an inverse CDF would shift every boundary at once).
     """
+    on_cpu = logits.device.type == "cpu"
+    some = max(1, 2**18 // logits.shape[1]) if on_cpu else len(logits)          # rows that fit its cache
     tokens, logprobs = [], []
-    some = max(1, 2**18 // logits.shape[1]) if logits.device.type == "cpu" else len(rows)   # fit its cache
-    for row, key in zip(rows.split(some), keys.split(some)):
-        row = logits[row]
+    for row, word in zip(logits.split(some), words.split(some)):
         row = row if row.dtype == torch.float64 else row.float()
         row = row - row.amax(-1, keepdim=True)
-        weights = row.exp()                                     # of the tokens at temperature 1
-        total = weights.sum(-1)
+        p = row.exp()                                               # at temperature 1, times `total`
+        total = p.sum(-1)
         if temperature == 0:
             token = row.argmax(-1, keepdim=True)
         else:
-            a, b = key[:, :1], key[:, 1:] | 1
-            bits = mix((token_hash ^ a).mul_(b)).bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
-            log_u = bits.to(row.dtype).add_(0.5).mul_(2.0**-23).log_()      # of 23 bits: exact, u in (0, 1)
-            weights = weights if temperature == 1 else (row / temperature).exp_()
-            token = torch.div(weights, log_u, out=log_u).argmin(-1, keepdim=True)  # largest log p + Gumbel
+            p = p if temperature == 1 else (row / temperature).exp_()
+            token = gumbel_argmax(p, word, token_hash)
         tokens.append(token[:, 0])
         logprobs.append(row.gather(1, token)[:, 0] - total.log())
     return torch.cat(tokens), torch.cat(logprobs)
 
 
-# ---------------------------------------------------------------- the engine: slots, and jobs through them
+def gumbel_argmax(p, words, token_hash):
+    """(N, 1) a draw from each row of p (N, V), which need not sum to 1.
+
+    With u uniform in (0, 1), -log(-log u) is Gumbel noise, and the token of the largest log p + noise is a
+    draw from p. That is the token of the largest p / -log u, so of the smallest p / log u.
+    """
+    a = words[:, :1]
+    b = words[:, 1:] | 1
+    bits = mix((token_hash ^ a).mul_(b))                            # (N, V) int32
+    bits = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+    u = bits.to(p.dtype).add_(0.5).mul_(2.0**-23)                   # of 23 bits: exact, never 0 or 1
+    log_u = u.log_()
+    return torch.div(p, log_u, out=log_u).argmin(-1, keepdim=True)
 
 
-def attend(module, query, key, value, mask, scaling, through=None, softcap=None, s_aux=None, **_):
-    """The attention that transformers calls while the engine runs: `through` a function of q, k and v."""
-    if softcap is not None or s_aux is not None:
-        raise ValueError("it has a soft cap or sinks, which shared attention lacks")
-    q, k, v = query[0], key[0], value[0]                            # (Hq, N, D), (H, N, D), (H, N, D)
-    return through(module.layer_idx, q, k, v, scaling)[None], None              # (1, N, Hq, D)
+# ---------------------------------------------------------------- the engine: keys and values
 
 
-AttentionInterface.register("dvo_slots", attend)
+class Cache:
+    """Keys and values of the paths being sampled from: memory that is taken once, cut into slots of `width`
+    columns. Slot s has the columns from s * width on. They hold, for a path of n tokens but its last and G = 3
+    siblings a, b, c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
+
+        column      0 ... n-1    n    n+1  n+2  n+3  n+4  n+5  n+6 ...
+        token       the path     a0   b0   c0   a1   b1   c1   a2
+        position    0 ... n-1    n    n    n    n+1  n+1  n+1  n+2
+
+    So input t of sibling g stands in column n + t * G + g, at position n + t: nothing else is to be known.
+    """
+
+    def __init__(self, layers, dtype, device, *, slots, siblings, columns):
+        """layers: of each layer the (heads, width) of its keys and of its values; columns: of all slots."""
+        self.slots, self.siblings, self.columns, self.device = slots, siblings, columns, device
+        self.width = 0
+        self.clean = 0                          # columns that hold numbers: beyond there may be NaN
+        shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
+        self.planes = [None] * len(shapes)      # (H, columns, D) each
+        self.blocks = []                        # one tensor for all planes of the same shape: mostly one
+        for H, D in dict.fromkeys(shapes):
+            members = [i for i, shape in enumerate(shapes) if shape == (H, D)]
+            block = torch.empty(len(members), H, columns, D, dtype=dtype, device=device)
+            self.blocks.append(block)
+            for i, plane in zip(members, block):
+                self.planes[i] = plane
+
+    @property
+    def nbytes(self):
+        return sum(block.nbytes for block in self.blocks)
+
+    def room(self):
+        """How many slots there are at this width."""
+        return min(self.slots, self.columns // self.width) if self.width else 0
+
+    def resize(self, width, used):
+        """Give slots another width. used: {slot: its columns in use}. Returns the new number of each."""
+        old, self.width = self.width, width
+        end = self.room() * width
+        for block in self.blocks:               # 0 * NaN is NaN
+            block[:, :, self.clean:end] = 0
+        self.clean = max(self.clean, end)
+        numbers = {slot: number for number, slot in enumerate(sorted(used))}
+        for slot, number in numbers.items():    # close the gaps
+            self.move(slot * old, number * old, used[slot])
+        order = sorted(numbers, reverse=width > old)                # so that none overwrites another
+        for slot in order:
+            self.move(numbers[slot] * old, numbers[slot] * width, used[slot])
+        return numbers
+
+    def move(self, source, target, columns):
+        if source != target:
+            self.put(target, [self.take(source, columns)])
+
+    def take(self, first, columns, step=1):
+        """A copy of `columns` columns from `first` on, every `step`th: a (planes, H, T, D) of each block."""
+        end = first + columns * step
+        return [block[:, :, first:end:step].clone() for block in self.blocks]
+
+    def put(self, first, segments):
+        """Write what `take` returned, one after the other, from column `first` on."""
+        for block, *parts in zip(self.blocks, *segments):
+            new = torch.cat(parts, 2)
+            block[:, :, first:first + new.shape[2]] = new
 
 
-torch_linear = F.linear
-ONEDNN = torch.backends.mkldnn.is_available() and "AVX" in torch.backends.cpu.get_cpu_capability()
-LARGE = 2**16 if ONEDNN else math.inf
+def prefill(model, cache, slot, start, tokens):
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `slot`."""
+    for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
+        part = torch.tensor(tokens[first:first + 1024], device=cache.device)
+        begin = start + first
+        position = torch.arange(begin, begin + len(part), device=cache.device)
+        attention = Prefill(cache, slot, begin)
+        call_model(model, part[None], position[None], attention, logits_to_keep=1)
 
 
-def pack_weights(model, memory):
-    """{weight: the same in the layout of oneDNN's kernels}, of the float32 linear layers of `model` on an x86
-    CPU that have LARGE weights or more, while `memory` bytes last. They multiply 76 rows 1.2 to 1.3 times
-    faster than as torch does, 5 rows twice as fast."""
-    packed = {}
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear) and layer.weight.numel() >= LARGE:
-            weight = layer.weight.detach()
-            kind = type(weight), weight.device.type, weight.dtype   # not a shard
-            if kind == (torch.Tensor, "cpu", torch.float32) and weight.nbytes <= memory:
-                memory -= weight.nbytes
-                packed[layer.weight] = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    return packed
+class Prefill:
+    """The attention of T new tokens of a path, which come after `start` others in `slot`."""
+
+    def __init__(self, cache, slot, start):
+        self.cache, self.start = cache, start
+        self.first = slot * cache.width
+        self.biases = {}
+
+    def __call__(self, layer, window, q, k, v, scaling):
+        start, end = self.start, self.start + q.shape[2]
+        planes = self.cache.planes[2 * layer:2 * layer + 2]
+        K, V = (plane[:, self.first:self.first + end] for plane in planes)
+        K[:, start:] = k[0]                                         # (H, start + T, D)
+        V[:, start:] = v[0]
+        kind = window, q.shape[1] // k.shape[1]
+        if kind not in self.biases:
+            column = torch.arange(end, device=q.device)
+            behind = (column[start:, None] - column)[None]          # (1, T, start + T)
+            self.biases[kind] = as_bias(behind >= 0, behind, *kind, q.dtype)
+        out = grouped_attention(q, K[None], V[None], self.biases[kind], scaling)
+        return out.transpose(1, 2)                                  # (1, T, Hq, Dv)
 
 
-def multiply(packed, x, weight, bias=None):
-    """F.linear, by `packed` weights where it has them and no gradient is wanted."""
-    if weight not in packed or torch.is_grad_enabled():
-        return torch_linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, packed[weight], bias, "none", [], "")
+def decode(model, cache, table):
+    """Logits (N, V) of the token after the newest of N samples. table (5 + x, N) int64: of each sample its
+    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. What
+    else there is comes back, (x, N) on the device: so a step copies once to it."""
+    _, slot, sibling, start, length = table[:5]
+    columns = int((start + length * cache.siblings + sibling).max()) + 1
+    slots = int(slot.max()) + 1
+    newest, slot, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
+    attention = Decode(cache, slot, sibling, start, length, slots, columns)
+    position = start + length
+    logits = call_model(model, newest[None], position[None], attention).logits[0]
+    return logits, others
 
 
-class Slots:
-    """Keys and values of S slots. A slot holds a path and then, in any order, what up to 15 samples after it
-    added: per layer, kv (2, S, H, C, D). Bit g of seen (S, C) says that sample g attends to a column; 0, that
-    it is free."""
-    PATH = -1               # all bits
-    RAGGED = 256            # from this width of all heads on, more calls that skip what is empty suit a CPU
+class Decode:
+    """The attention of one new token of each of N samples to its path and to what it has drawn.
 
-    def __init__(self, S):
-        self.kv, self.groups, self.ragged = [], 0, False        # of the model, known with the first prefill
-        self.seen, self.used = np.zeros((S, 0), dtype=np.int16), np.zeros(S, dtype=np.int64)
+    slot, sibling, start, length (N,): see `decode`. The first `slots` slots take part, with `columns` columns.
+    """
 
-    def reserve(self, size):
-        columns = self.seen.shape[1]
-        if size > columns:                                          # by a quarter at least: growing is a copy
-            short = -(-max(size, 256, columns * 5 // 4) // 64) * 64 - columns
-            self.seen = np.pad(self.seen, ((0, 0), (0, short)))
-            for layer, buffer in enumerate(self.kv):                # a layer at a time keeps the peak low
-                self.kv[layer] = F.pad(buffer, (0, 0, 0, short))
+    def __init__(self, cache, slot, sibling, start, length, slots, columns):
+        G, device = cache.siblings, cache.device
+        self.cache, self.slots = cache, slots
+        self.columns = min(cache.width, -(-columns // 16) * 16)     # kernels like whole blocks
+        self.at = slot, sibling
+        self.newest = slot * cache.width + start + length * G + sibling
+        n = torch.zeros(slots, 1, 1, dtype=torch.long, device=device)
+        n[slot, 0, 0] = start
+        t = torch.full((slots, G, 1), -1, device=device)            # where there is no sample
+        t[slot, sibling, 0] = length
+        g = torch.arange(G, device=device)[:, None]
+        column = torch.arange(self.columns, device=device)
+        after = column - n                                          # (slots, 1, columns)
+        on_path = after < 0
+        own = (after % G == g) & (after // G <= t)                  # (slots, G, columns)
+        position = torch.where(on_path, column, n + after // G)
+        self.seen = on_path | own
+        self.behind = n + t - position
+        self.biases = {}
 
-    def clear(self, s, size):
-        """Make room in slot s for a path of `size` tokens."""
-        self.reserve(size)
-        self.seen[s], self.used[s] = 0, size
-        self.seen[s, :size] = self.PATH
+    def __call__(self, layer, window, q, k, v, scaling):
+        planes = self.cache.planes[2 * layer:2 * layer + 2]
+        for plane, new in zip(planes, (k, v)):                      # (H, all columns, D), (1, H, N, D)
+            plane.index_copy_(1, self.newest, new[0])
+        kind = window, q.shape[1] // k.shape[1]
+        if kind not in self.biases:
+            self.biases[kind] = as_bias(self.seen, self.behind, *kind, q.dtype)
+        _, Hq, N, D = q.shape
+        grid = q.new_zeros(self.slots, self.cache.siblings, Hq, D)
+        grid[self.at] = q[0].transpose(0, 1)                        # (N, Hq, D) -> (S, G, Hq, D)
+        K, V = map(self.view, planes)
+        out = grouped_attention(grid.transpose(1, 2), K, V, self.biases[kind], scaling)
+        return out.transpose(1, 2)[self.at][None]                   # (S, Hq, G, Dv) -> (1, N, Hq, Dv)
 
-    def release(self, s, sample):
-        """Free what only `sample` attends to in slot s."""
-        self.seen[s, self.seen[s] != self.PATH] &= ~(1 << sample)
+    def view(self, plane):
+        """(S, H, C, D) of a plane, without a copy."""
+        used = plane[:, :self.slots * self.cache.width]
+        slots = used.unflatten(1, (self.slots, -1))                 # (H, S, width, D)
+        return slots[:, :, :self.columns].transpose(0, 1)
 
-    def take(self, s, columns):
-        """A copy (L, 2, H, T, D) of columns of slot s."""
-        return torch.stack([buffer[:, s][:, :, columns] for buffer in self.kv])
 
-    def prefill(self, s, start, layer, q, k, v, scaling):
-        """Attention of T new tokens of a path to themselves and the columns of slot s before `start`; their
-        keys and values follow there."""
-        if layer == len(self.kv):
-            S, C = self.seen.shape
-            self.groups = len(q) // len(k)                          # query heads that share a key head
-            self.ragged = q.device.type == "cpu" and len(q) * q.shape[-1] >= self.RAGGED
-            self.kv.append(k.new_zeros(2, S, len(k), C, k.shape[-1]))
-        kv = self.kv[layer][:, s, :, :start + k.shape[1]]           # (2, H, start + T, D)
-        kv[:, :, start:] = torch.stack((k, v))
-        mask = q.new_ones(q.shape[1], kv.shape[2], dtype=torch.bool).tril(start) if start else None
-        out = F.scaled_dot_product_attention(q[None], kv[None, 0], kv[None, 1], mask, is_causal=not start,
-                                             scale=scaling, enable_gqa=True)
-        return out[0].transpose(0, 1)                               # (T, Hq, D)
+def grouped_attention(q, K, V, bias, scaling):
+    """Attention (B, Hq, T, Dv) of q (B, Hq, T, D) to K (B, H, C, D) and V (B, H, C, Dv). The Hq / H query
+    heads that share a key head become rows of one head, so that no key is read or copied twice:
+    bias (B, 1, Hq / H * T, C)."""
+    B, Hq, T, D = q.shape
+    rows = q.reshape(B, K.shape[1], -1, D)                          # (B, H, Hq / H * T, D)
+    out = F.scaled_dot_product_attention(rows, K, V, bias, scale=scaling)
+    return out.reshape(B, Hq, T, -1)
 
-    def focus(self, slot, who):
-        """Give each row of the coming `decode`, (N,) of numpy and sorted by slot, a free column there. who:
-        the samples that share the row, as bits. Returns the columns (N,)."""
-        place = np.arange(len(slot)) - np.searchsorted(slot, slot)          # of a row within its slot
-        rows = np.bincount(slot, minlength=len(self.used))
-        self.reserve((self.used + rows).max())
-        column = np.concatenate([np.flatnonzero(self.seen[s] == 0)[:n] for s, n in enumerate(rows) if n])
-        self.seen[slot, column] = who
-        np.maximum.at(self.used, slot, column + 1)
-        S, R = slot.max() + 1, rows.max()
-        C = -(-self.used[:S].max() // 16) * 16
-        bits = np.full((S, R, 1), self.PATH, dtype=np.int16)
-        bits[slot, place, 0] = who
-        move = lambda array: torch.from_numpy(array).to(self.kv[0].device)
-        hidden = move(self.seen[:S, None, :C]) & move(bits) == 0
-        mask = self.kv[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
-        mask = mask.repeat_interleave(self.groups, 1)[:, None]              # (S, 1, R * groups, C)
-        alike = (lambda s: (rows[s], self.used[s] // 128)) if self.ragged else (lambda s: R)
-        self.parts = []         # neighbours of as many rows and about one length: slots, rows, columns, mask
-        for _, part in groupby(range(S), alike):
-            part = [*part]
-            if n := rows[part].max() * self.groups:
-                c, part = self.used[part].max() if self.ragged else C, slice(part[0], part[-1] + 1)
-                self.parts.append((part, n, c, mask[part, :, :n, :c]))
-        H, capacity = self.kv[0].shape[2:4]
-        head = slot[:, None] * H + np.arange(H)                             # (N, H)
-        query = (head * R + place[:, None])[..., None] * self.groups + np.arange(self.groups)
-        self.at = move((head * capacity + column[:, None]).flatten())       # where new keys go in (S, H, C)
-        self.grid, self.queries = (S, H, R * self.groups), move(query.flatten())    # and queries in this grid
-        return column
 
-    def decode(self, layer, q, k, v, scaling):
-        """Attention of one new token a row to its slot's path and to what its own samples added."""
-        flat = lambda x: x.transpose(0, 1).reshape(-1, x.shape[-1])         # (H, N, D) -> (N * H, D)
-        keys, values = self.kv[layer]                                       # (S, H, C, D)
-        keys.view(-1, k.shape[-1]).index_copy_(0, self.at, flat(k))
-        values.view(-1, k.shape[-1]).index_copy_(0, self.at, flat(v))
-        grid = q.new_empty(*self.grid, q.shape[-1])                         # (S, H, R * groups, D)
-        grid.view(-1, k.shape[-1]).index_copy_(0, self.queries, flat(q))
-        out = torch.empty_like(grid)
-        for part, n, c, mask in self.parts:
-            out[part, :, :n] = F.scaled_dot_product_attention(
-                grid[part, :, :n], keys[part, :, :c], values[part, :, :c], mask, scale=scaling)
-        return out.flatten(0, 2)[self.queries].unflatten(0, (-1, len(q)))   # (N, Hq, D)
+class Store:
+    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it."""
+
+    def __init__(self, budget):
+        self.budget, self.stored = budget, 0
+        self.segments = OrderedDict()           # the first goes first
+
+    def keep(self, key, segment, soon=False):
+        """soon: it may go before all others."""
+        if key not in self.segments:
+            self.segments[key] = segment
+            self.segments.move_to_end(key, last=not soon)
+            self.stored += sum(block.nbytes for block in segment)
+        while self.stored > self.budget and self.segments:
+            self.forget([next(iter(self.segments))])
+
+    def find(self, keys):
+        """The segments of the longest beginning of the path `keys` that is here, which count as used: the root
+        last, so that descendants go before their ancestors."""
+        known = [*takewhile(self.segments.__contains__, keys)]
+        for key in reversed(known):
+            self.segments.move_to_end(key)
+        return [self.segments[key] for key in known]
+
+    def forget(self, keys):
+        for key in keys:
+            for block in self.segments.pop(key, ()):
+                self.stored -= block.nbytes
+
+
+# ---------------------------------------------------------------- the engine: jobs, and the rows of a forward
 
 
 @dataclass
 class Sample:
-    """Tokens drawn after a path. `end`: "step" (blank line), "answer" (blank line after a final answer),
+    """Tokens drawn after a path. `end`: "step" (at the step's end), "answer" (there, after a final answer),
     "eos", or "cut" (by the token limit or the context length)."""
     tokens: list
     logprobs: list            # one a token, at temperature 1
@@ -521,12 +1064,198 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after: (key, tokens) of the prompt and of each step down to the leaf."""
-    path: list
-    keys: set = field(default_factory=set)   # of all KV stored for the owner, for `forget`
+    """A path to draw samples after."""
+    path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
+    said: list = field(default_factory=list)    # token ids of the steps
+    thinking: str = ""        # "<think>" if the prompt has opened a thought
+    keys: set = field(default_factory=set)      # of all KV stored for the owner, to be forgotten with it
     turn: int = 0             # the lowest goes first
     owner: object = None
+    number: int = 0           # of all jobs submitted
     samples: list = None      # the result
+
+    @property
+    def start(self):
+        """The columns of its path: all tokens but the last, which is the first input of every sibling."""
+        return sum(len(tokens) for _, tokens in self.path) - 1
+
+
+@dataclass(slots=True)
+class Row:
+    """One sample being drawn: a row of the forward."""
+    job: Job
+    index: int                # in job.samples
+    slot: int
+    sibling: int              # within its slot
+    start: int                # columns of its path
+    limit: int                # tokens it may draw
+    words: np.ndarray         # (max_tokens, 2) its random words
+    newest: int               # the next input
+    begun: bool = False       # its step holds text that is not blank
+    recent: str = ""          # how that text ends: what may become a part of the step's end
+    tokens: list = field(default_factory=list)
+    logprobs: list = field(default_factory=list)
+
+    @property
+    def part(self):
+        """What of its job shares its slot, as it stands in Scheduler.waiting."""
+        return self.job.turn, self.job.number, self.index - self.sibling, self.job
+
+    @property
+    def state(self):
+        """What `decode` needs to know."""
+        return self.newest, self.slot, self.sibling, self.start, len(self.tokens)
+
+    def append(self, token, logprob):
+        self.newest = token
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+
+
+class Scheduler:
+    """Which samples the next forward draws for: jobs that wait, rows that live, and the slots that they share.
+
+    Rows fill the forward up to max_live; beyond that, memory decides. Long paths leave room for fewer slots.
+    Where samples outgrow the memory, the youngest job gives its slot up and starts again later, to draw the
+    same, as its random words are the same.
+    """
+    HEADROOM = 64             # tokens of each sibling for which a job must find room to start
+
+    def __init__(self, cache, max_live, max_tokens, context):
+        self.cache, self.max_live = cache, max_live
+        self.max_tokens, self.context = max_tokens, context
+        self.waiting = []                       # heap of (turn, number, first sibling, job)
+        self.rows = []
+
+    def limit(self, start):
+        """Tokens that a sample after a path of `start` columns may draw."""
+        return min(self.max_tokens, self.context - start - 1)
+
+    def fits(self, start, deepest):
+        """Whether there is memory, if need be alone, for samples after paths of start to deepest columns."""
+        worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
+        return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
+
+    def next(self):
+        """(job, its first sibling, slot) to start now; None if there is none or no room."""
+        G = self.cache.siblings
+        if not self.waiting or len(self.rows) + G > self.max_live:
+            return None
+        *_, first, job = self.waiting[0]
+        used = self.used()
+        wanted = job.start + G * min(self.limit(job.start), self.HEADROOM)
+        if wanted > self.cache.width or len(used) >= self.cache.room():
+            wanted = max(wanted, *used.values(), 0)
+            if not self.widen(wanted, len(used) + 1):
+                return None
+        heapq.heappop(self.waiting)
+        taken = {row.slot for row in self.rows}
+        slot = min(set(range(self.cache.room())) - taken)
+        return job, first, slot
+
+    def used(self):
+        """{slot: its columns in use}."""
+        used = {}
+        for row in self.rows:
+            columns = row.start + len(row.tokens) * self.cache.siblings
+            used[row.slot] = max(columns, used.get(row.slot, 0))
+        return used
+
+    def widen(self, columns, slots):
+        """Make `slots` slots of so many columns and some to spare. Whether there is memory for them."""
+        most = self.cache.columns // slots
+        if most < columns or slots > self.cache.slots:
+            return False
+        spare = -(-columns * 5 // 4 // 64) * 64
+        numbers = self.cache.resize(min(most, spare), self.used())
+        for row in self.rows:
+            row.slot = numbers[row.slot]
+        return True
+
+    def make_room(self):
+        """Widen the slots for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
+        given_up = []
+        while True:
+            used = self.used()
+            needed = max(used.values()) + self.cache.siblings
+            if needed <= self.cache.width or self.widen(needed, len(used)):
+                return given_up
+            youngest = max(self.rows, key=lambda row: row.part[:3])
+            given_up += [row for row in self.rows if row.slot == youngest.slot]
+            self.rows = [row for row in self.rows if row.slot != youngest.slot]
+            heapq.heappush(self.waiting, youngest.part)
+
+
+class Ending:
+    """Where samples end: by the texts of single tokens, since to decode them again and again would take long."""
+
+    def __init__(self, model, tokenizer, format, context, whole):
+        self.format, self.context, self.whole = format, context, whole
+        self.decode = functools.partial(tokenizer.decode, **PLAIN)
+        size = model.served.vocabulary
+        self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
+        self.eos = eos_tokens(model, tokenizer)
+        if max(self.eos, default=0) >= size:
+            raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: correct "
+                             "its generation_config.json, or take its own tokenizer")
+
+    def begin(self, row):
+        """A step of a given number of tokens may have ended amid a line: its text goes on."""
+        if self.format.step_tokens and row.job.said:
+            row.begun = True
+            row.recent = self.tail(self.decode(row.job.said))
+
+    def tail(self, text):
+        """The end of `text` that may become a part of the step's end."""
+        return text[max(0, len(text) - len(self.format.step_end) + 1):]
+
+    def step_ends(self, row):
+        """Whether the text of `row` now, with its newest token, holds the step's end after other text: in one
+        token (".\\n\\n") or in several ("\\n", "\\n"). Blanks at the start of a step do not count."""
+        text = row.recent + self.texts[row.newest]
+        if not row.begun:
+            text = text.lstrip()
+        row.begun = row.begun or bool(text)
+        row.recent = self.tail(text)
+        return self.format.step_end in text
+
+    def __call__(self, row):
+        """How the sample ends with its newest token, see Sample; None if it goes on.
+
+        1. At any EOS. 2. At the step's end after an announced answer: the solution. 3. At the step's end, or
+        with the last of the tokens that a step has: the step, unless an announced answer is still to come, the
+        whole response is wanted, or no other step would fit. 4. At the limit.
+        """
+        drawn = len(row.tokens)
+        if row.newest in self.eos:
+            return "eos"
+        at_end = self.step_ends(row)
+        counted = drawn == self.format.step_tokens
+        if at_end or counted:
+            response = row.job.thinking + self.decode(row.job.said + row.tokens)
+            waits = self.format.waits(response)
+            if at_end and not waits and self.format.announces(response):
+                return "answer"
+            full = row.start + 1 + drawn >= self.context
+            ended = counted if self.format.step_tokens else not waits
+            if ended and not (self.whole or full):
+                return "step"
+        return "cut" if drawn >= row.limit else None
+
+
+@functools.lru_cache(maxsize=2)
+def vocabulary_texts(tokenizer, tokens, size):
+    """The text of each of `size` logits' tokens; "" beyond the `tokens` of the tokenizer."""
+    ids = [[i] for i in range(min(tokens, size))]
+    texts = tokenizer.batch_decode(ids, **PLAIN)
+    return texts + [""] * (size - len(texts))
+
+
+def eos_tokens(model, tokenizer):
+    """Any EOS of the generation config or of the tokenizer."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    declared = declared if isinstance(declared, (list, tuple)) else [declared]
+    return {int(token) for token in (*declared, tokenizer.eos_token_id) if token is not None}
 
 
 class Engine:
@@ -534,149 +1263,63 @@ class Engine:
 
     slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
     rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
-    whole: a sample ends with the response instead of at the first blank line, and its KV is not kept.
-    opening: token ids with which many prompts begin; their KV outlives the trees.
-    kv_budget: bytes of stored KV; what was never used goes first, then the least recently used. It is
-    computed again when needed.
-    stats counts decode forwards, their rows, and tokens: prefilled, reused (prefixes found in the store) and
-    sampled.
-    The model's weights must stay as they are while the engine lives. Raises InputError for a model that it
-    cannot serve.
+    whole: a sample ends with the response instead of with its first step, and its KV is not kept.
+    kv_budget: bytes of keys and values (default: half of the free memory), those of live samples and those
+    kept for paths to come; what was never used is dropped first, then the least recently used, and computed
+    again when needed.
+    stats counts decode forwards, and tokens: prefilled, reused (prefixes found in the store) and sampled.
+    Raises InputError for a model that cannot be served.
     """
-    SHARE = 8               # siblings in a slot of the cache: the attention of each runs over what all added
+    SHARE = 8                 # siblings in a slot of the cache: the attention of each runs over what all added
 
+    @torch.inference_mode(False)            # its memory outlives the mode of who calls
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
-                 opening=(), kv_budget=None):
-        self.model, self.device, self.decode = model, model.device, partial(tokenizer.decode, **PLAIN)
+                 format=Format(), kv_budget=None):
+        check_model(model)
+        self.model, self.format, self.slots, self.siblings = model, format, slots, siblings
         self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
-        self.opening = hash_tokens(b"", opening), list(opening)
-        self.stats = dict(prefilled=0, reused=0, sampled=0, rows=0, forwards=0)
-        self.store, self.stored = OrderedDict(), 0      # key -> KV (L, 2, H, T, D), oldest first; their bytes
-        self.packed = pack_weights(model, 0.2 * free_memory(self.device))
-        self.budget = kv_budget if kv_budget is not None else 0.4 * free_memory(self.device)
-        self.waiting, self.submitted = [], 0    # heap of (turn, order of submission, first sibling, job)
-        self.siblings, self.live, self.max_live = siblings, 0, slots * siblings         # samples
-        parts = -(-siblings // self.SHARE)
-        self.width = -(-siblings // parts)              # samples of a slot
-        slots = parts * (slots if whole else slots + slots // 2)    # whole ones take too much KV
-        # Of each slot: job (None: idle) and its first sibling there; start, length and limit of its samples.
-        self.jobs = [None] * slots
-        self.first, self.start, self.length, self.limit = np.zeros((4, slots), dtype=np.int64)
-        self.cache = Slots(slots)
-        vocabulary = self._check_model()
-        self.splitter = StepSplitter(model, tokenizer, vocabulary, self.device)
-        self.token_hash = mix(torch.arange(vocabulary, dtype=torch.int32, device=self.device) * -1640531535)
-        zeros = lambda dtype, *shape: torch.zeros(slots, self.width, *shape, dtype=dtype, device=self.device)
-        self.tokens = zeros(torch.long, max_tokens + 1)         # the last of the path, then those drawn
-        self.logprobs = zeros(torch.float64, max_tokens)
-        self.keys = zeros(torch.int32, max_tokens, 2)           # random words of every token to come
-        self.started, self.newline = zeros(torch.bool), zeros(torch.bool)       # of StepSplitter
-        self.columns = np.zeros((slots, self.width, max_tokens), dtype=np.int64)    # of the KV of `tokens`
-        self.twin = np.zeros((slots, self.width), dtype=np.int64)   # the first sibling with the same tokens
-
-    def _forward(self, tokens, positions, through, keep=0):
-        """Logits (N, V) of one row of N tokens that attend `through` a method of Slots; of the last `keep` if
-        given. The model's own attention and products are put back afterwards."""
-        config, own = self.model.config, self.model.config._attn_implementation
-        config._attn_implementation, F.linear = "dvo_slots", partial(multiply, self.packed)
-        try:
-            with torch.no_grad():
-                return self.model(input_ids=torch.as_tensor(tokens, device=self.device)[None],
-                                  position_ids=torch.as_tensor(positions, device=self.device)[None],
-                                  use_cache=False, logits_to_keep=keep, through=through).logits[0]
-        finally:
-            config._attn_implementation, F.linear = own, torch_linear
-
-    def _check_model(self):
-        """Compare two prefills and a decode with the model's own forward, once, so that no model is served
-        wrongly. Returns the width of the logits."""
-        tokens = torch.tensor([1, 0, 1, 1, 0, 0, 1], device=self.device)
-        with torch.no_grad():
-            expected = self.model(input_ids=tokens[None], use_cache=False).logits[0, -1].float()
-        try:
-            self.cache.clear(0, 6)
-            for start in 0, 3:
-                self._forward(tokens[start:start + 3], range(start, start + 3),
-                              partial(self.cache.prefill, 0, start), keep=1)
-            self.cache.focus(np.array([0]), np.array([1]))
-            logits = self._forward(tokens[6:], [6], self.cache.decode)[0]
-            tolerance = 0.05 if logits.dtype.itemsize == 2 else 3e-4    # by norm: 128k logits have outliers
-            if not (logits.float() - expected).norm() <= tolerance * (expected - expected.mean()).norm():
-                raise ValueError("the logits differ: a soft cap, a bias or a state of its own")
-        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-            name = type(self.model).__name__
-            raise InputError(f"the search cannot serve {name}: its attention cannot be replaced ({error}); "
-                             "take a plain decoder such as Llama, Qwen or Mistral") from None
-        return len(logits)
+        context = context_length(model)
+        self.ending = Ending(model, tokenizer, format, context, whole)
+        self.token_hash = hash_vocabulary(model.served.vocabulary, model.device)
+        self.opening = None, []                 # key and tokens with which prompts begin; outlives the trees
+        self.submitted = 0
+        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
+        self.weights = some_weights(model)
+        self.cache, self.store = take_memory(self, context, kv_budget)
+        self.schedule = Scheduler(self.cache, slots * siblings, max_tokens, context)
 
     def submit(self, job):
         """Let `job` wait for slots; its `samples` become the result."""
         job.samples = [None] * self.siblings
-        for first in range(0, self.siblings, self.width):
-            heapq.heappush(self.waiting, (job.turn, self.submitted, first, job))
+        job.number = self.submitted
         self.submitted += 1
+        for first in range(0, self.siblings, self.cache.siblings):
+            heapq.heappush(self.schedule.waiting, (job.turn, job.number, first, job))
 
+    @torch.no_grad()
     def step(self):
-        """Admit jobs, draw one token for every live sample, and return the jobs that this completed."""
-        for s, job in enumerate(self.jobs):
-            if job is None and self.waiting and self.live + self.width <= self.max_live:
-                self._admit(s, *heapq.heappop(self.waiting)[2:])
-        if not self.live:
+        """Start jobs, draw one token for every live sample, and return the jobs that this completed."""
+        while place := self.schedule.next():
+            self.start(*place)
+        if not self.schedule.rows:
             return []
-        slot, sibling = np.array([(s, g) for s, job in enumerate(self.jobs) if job
-                                  for g, sample in enumerate(self._part(s)) if sample is None]).T
-        # Siblings that have drawn the same tokens so far are one row of the forward.
-        _, first, row = np.unique(slot * self.width + self.twin[slot, sibling], True, True)     # (R,), (N,)
-        length = self.length[slot]
-        s, g, t, position, row_of = torch.from_numpy(               # (N,) each
-            np.stack((slot, sibling, length, self.start[slot] + length, row))).to(self.device)
-        rows = torch.from_numpy(first).to(self.device)
-        columns = self.cache.focus(slot[first], np.bincount(row, 1 << sibling).astype(np.int16))
-        self.columns[slot, sibling, length] = columns[row]
-        logits = self._forward(self.tokens[s, g, t][rows], position[rows], self.cache.decode)
-        token, logprob = pick(logits, row_of, self.keys[s, g, t], self.token_hash, self.temperature)
-        self.tokens[s, g, t + 1], self.logprobs[s, g, t] = token, logprob.double()
-        blank, self.started[s, g], self.newline[s, g] = self.splitter(
-            token, self.started[s, g], self.newline[s, g])
-        event = blank + 2 * self.splitter.eos[token]
-        token, event = torch.stack((token, event)).cpu().numpy()    # the only wait for the device
-        _, first, row = np.unique(row * len(self.token_hash) + token, True, True)
-        self.twin[slot, sibling] = sibling[first[row]]
-        event = event + 4 * (length + 1 >= self.limit[slot])
-        self.length[slot] = length + 1
-        self.stats["forwards"] += 1
-        self.stats["rows"] += len(rows)
-        self.stats["sampled"] += len(slot)
-        done = [self._end(slot[i], sibling[i], event[i]) for i in np.flatnonzero(event)]
-        return [job for job in done if job]
+        for row in self.schedule.make_room():
+            self.stats["sampled"] -= len(row.tokens)
+        live, completed = [], []
+        for row, token, logprob in zip(self.schedule.rows, *self.draw()):
+            row.append(token, logprob)
+            end = self.ending(row)
+            if end:
+                self.finish(row, end)
+            else:
+                live.append(row)
+            if end and None not in row.job.samples:
+                completed.append(row.job)
+        self.schedule.rows = live
+        return completed
 
-    def _end(self, s, g, event):
-        """End sample g of slot s if `event` (1 blank line, 2 EOS, 4 limit) does. Returns a completed job."""
-        n, job = self.length[s], self.jobs[s]
-        tokens = self.tokens[s, g, 1:n + 1].tolist()
-        text = self.decode(tokens)
-        blank = event & 1 and not unanswered(text)
-        full = self.start[s] + 1 + n >= context_length(self.model)  # no room for another step
-        end = ("eos" if event & 2 else "answer" if blank and MARKER in text else
-               "step" if blank and not (self.whole or full) else "cut" if event & 4 else None)
-        if end is None:
-            return None
-        job.samples[self.first[s] + g] = Sample(tokens, self.logprobs[s, g, :n].tolist(), text, end)
-        self.live -= 1
-        if end == "step":                                           # never used yet, it may be dropped first
-            columns = torch.from_numpy(self.columns[s, g, :n]).to(self.device)
-            self._keep(job, hash_tokens(job.path[-1][0], tokens), self.cache.take(s, columns), False)
-        self.cache.release(s, g)
-        if None not in self._part(s):
-            self.jobs[s] = None
-        return None if None in job.samples else job
-
-    def _part(self, s):
-        """The samples of the job in slot s that are drawn there."""
-        return self.jobs[s].samples[self.first[s]:self.first[s] + self.width]
-
-    def _admit(self, s, first, job):
-        """Start the samples of `job` from `first` on in slot s: gather the KV of its path, compute the rest.
+    def start(self, job, first, slot):
+        """Begin the samples of `job` from `first` on in `slot`: gather the KV of its path, compute the rest.
 
         The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
         segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
@@ -684,223 +1327,446 @@ class Engine:
         """
         keys, steps = zip(*job.path)
         inputs = [*chain(*steps)]
-        bounds = [max(0, end - 1) for end in accumulate(map(len, steps), initial=0)]    # of the segments
-        cached = [self.store[key] for key in takewhile(self.store.__contains__, keys)]
-        have, need = bounds[len(cached)], bounds[-1]
+        ends = accumulate(map(len, steps), initial=0)
+        bounds = [max(0, end - 1) for end in ends]                  # of the segments
+        found = self.store.find(keys)
+        have, need = bounds[len(found)], bounds[-1]
+        column = slot * self.cache.width
+        if found:
+            self.cache.put(column, found)
+        if have < need:
+            prefill(self.model, self.cache, slot, have, inputs[have:need])
+            for key, begin, end in list(zip(keys, bounds, bounds[1:]))[len(found):]:
+                segment = self.cache.take(column + begin, end - begin)
+                self.store.keep(key, segment)
+                job.keys.add(key)
         self.stats["reused"] += have
         self.stats["prefilled"] += need - have
-        self.cache.clear(s, need)
-        for start, kv in zip(bounds, cached):
-            for buffer, new in zip(self.cache.kv, kv):              # new (2, H, T, D) of a layer
-                buffer[:, s, :, start:start + new.shape[2]] = new
-        if have < need:
-            self._forward(inputs[have:need], range(have, need), partial(self.cache.prefill, s, have), keep=1)
-            for key, start, end in [*zip(keys, bounds, bounds[1:])][len(cached):]:
-                self._keep(job, key, self.cache.take(s, slice(start, end)))
-        for key in reversed(keys):              # the root last: so descendants are dropped before ancestors
-            if key in self.store:
-                self.store.move_to_end(key)
-        draws = draw_keys(keys[-1], self.max_tokens, self.siblings)[first:first + self.width]
-        self.keys[s, :len(draws)] = draws.to(self.device)
-        self.tokens[s, :, 0], self.started[s], self.newline[s] = inputs[-1], False, False
-        self.first[s], self.start[s], self.length[s], self.twin[s] = first, need, 0, 0
-        self.limit[s] = min(self.max_tokens, context_length(self.model) - len(inputs))
-        self.jobs[s] = job
-        self.live += len(draws)
+        words = draw_words(keys[-1], self.max_tokens, self.siblings)
+        limit = self.schedule.limit(need)
+        for index in range(first, min(first + self.cache.siblings, self.siblings)):
+            if job.samples[index] is None:      # else it ended before the job gave up its slot
+                row = Row(job, index, slot, index - first, need, limit, words[index], newest=inputs[-1])
+                self.ending.begin(row)
+                self.schedule.rows.append(row)
 
-    def _keep(self, job, key, kv, last=True):
-        """Store the KV of a step. Not `last`: it goes before all others if memory runs short."""
-        if key != self.opening[0]:
-            job.keys.add(key)
-        if key not in self.store:
-            self.store[key] = kv
-            self.store.move_to_end(key, last)
-            self.stored += kv.nbytes
-        while self.stored > self.budget and self.store:
-            self.stored -= self.store.popitem(last=False)[1].nbytes
+    def draw(self):
+        """The next token of every row and its log-prob: two lists."""
+        rows = self.schedule.rows
+        state = [row.state for row in rows]
+        words = [row.words[len(row.tokens)] for row in rows]
+        table = np.hstack((state, words)).T                         # (7, N)
+        logits, words = decode(self.model, self.cache, np.ascontiguousarray(table))
+        words = torch.stack(words, 1).int()                         # (N, 2)
+        token, logprob = pick(logits, words, self.token_hash, self.temperature)
+        both = torch.stack((token.double(), logprob.double()))
+        token, logprob = both.tolist()                              # the only wait for the device
+        if not all(map(math.isfinite, logprob)):
+            raise InputError("the model's logits are not finite: its weights hold NaN, or numbers too large "
+                             "for their type")
+        self.stats["forwards"] += 1
+        self.stats["sampled"] += len(rows)
+        return map(int, token), logprob
 
-    def forget(self, keys):
-        """Drop the KV of `keys`: their tree is finished."""
-        for key in keys & self.store.keys():
-            self.stored -= self.store.pop(key).nbytes
+    def finish(self, row, end):
+        """Turn `row` into a Sample; keep the KV of a step."""
+        text = self.ending.decode(row.tokens)
+        row.job.samples[row.index] = Sample(row.tokens, row.logprobs, text, end)
+        if end == "step":
+            key = hash_tokens(row.job.path[-1][0], row.tokens)
+            first = row.slot * self.cache.width + row.start + row.sibling
+            segment = self.cache.take(first, len(row.tokens), step=self.cache.siblings)
+            self.store.keep(key, segment, soon=True)
+            row.job.keys.add(key)
+
+
+def take_memory(engine, context, budget):
+    """The cache of the live samples, which come first, and a store with the rest of the budget."""
+    model = engine.model
+    layers, dtype = model.served.layers, model.served.dtype
+    column = dtype.itemsize * sum(heads * width for heads, width in chain(*layers))
+    parts = -(-engine.siblings // engine.SHARE)                     # slots of a job
+    siblings = -(-engine.siblings // parts)
+    spare = 0 if engine.whole else engine.slots // 2                # whole responses take too much
+    slots = parts * (engine.slots + spare)
+    budget = 0.5 * free_memory(model.device) if budget is None else budget
+    share = min(budget, max(budget / 2, 1024 * slots * column))
+    most = slots * (context + siblings * engine.max_tokens)
+    columns = min(int(share / column), most)
+    cache = Cache(layers, dtype, model.device, slots=slots, siblings=siblings, columns=columns)
+    return cache, Store(budget - cache.nbytes)
+
+
+def start_afresh(engine):
+    """What an earlier search left unfinished is of no interest; KV of other weights is wrong."""
+    engine.schedule.waiting, engine.schedule.rows = [], []
+    weights = some_weights(engine.model)
+    if weights != engine.weights:
+        engine.weights = weights
+        engine.store.forget([*engine.store.segments])
+
+
+def check_weights(engine):
+    """Half a tree by other weights is none: raise InputError if the model was trained meanwhile."""
+    if some_weights(engine.model) != engine.weights:
+        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
+                         "start another")
+
+
+def some_weights(model):
+    """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
+    they come and go."""
+    some = []
+    for p in model.parameters():
+        if hasattr(p, "to_local"):
+            return []
+        every = 1 + p.numel() // 16
+        some.append(p.detach().flatten()[::every].double())
+    return torch.cat(some).tolist()
 
 
 def free_memory(device):
+    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available (page
+    cache included), within the limit of the container."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = [2**33]                              # where nothing can be asked
+    if hasattr(os, "sysconf"):
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
+    if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
+        free = [1024 * int(available[1])]
+    for folder, limit, usage in (("/sys/fs/cgroup/", "memory.max", "memory.current"),
+                                 ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")):
+        most = read(folder + limit).strip()
+        if most.isdigit():
+            cached = re.search(r"\binactive_file (\d+)", read(folder + "memory.stat"))
+            left = int(most) - int(read(folder + usage))
+            free.append(left + int(cached[1]) if cached else left)
+    return max(0, min(free))
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 # ---------------------------------------------------------------- what others call
 
 
+@dataclass
+class Growth:
+    """A tree being searched."""
+    tree: Tree
+    leaves: object            # the coroutine `grow`
+    root: list                # (key, tokens) of its prompt, see Job.path
+    thinking: str
+    keys: set = field(default_factory=set)
+    turn: int = 0             # expansions so far
+
+    def next_job(self, samples):
+        """The job of the next leaf, given the samples drawn at the last; None at the end of the search."""
+        try:
+            leaf = self.leaves.send(samples)
+        except StopIteration:
+            return None
+        self.turn += 1
+        path, said = [*self.root], []
+        for i in self.tree.path(leaf):
+            tokens = self.tree.nodes[i].tokens
+            path.append((hash_tokens(path[-1][0], tokens), tokens))
+            said += tokens
+        return Job(path, said, self.thinking, self.keys, self.turn, self)
+
+
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
-           candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, progress=None):
+           candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, format=Format(),
+           engine=None, progress=None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
     model, tokenizer   a Hugging Face causal LM, on its device, and its tokenizer
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
-    reward_fn          (response text, answer) -> +1 or -1
+    reward_fn          (response text, answer) -> +1 or -1; by name it also gets what else it asks for: other
+                       fields of the problem, and the `marker` of the format
     iterations         expansions a tree at most
     breadth            children kept at an expansion, of `candidates` sampled (default: as many)
     depth              steps a solution may have
     c_puct             weight of exploration in PUCT
     max_step_tokens    a step cut at this length is a failure
     slots              leaves whose samples fill a forward, see Engine (default: 16 on a CPU, else 64)
-    kv_budget          bytes of stored keys and values (default: 40 % of the free memory)
+    kv_budget          bytes of keys and values, see Engine (default: half of the free memory)
+    format             prompt, step's end and marker
+    engine             a ready Engine, instead of slots, candidates, max_step_tokens, kv_budget and format
     progress           called with the iterations completed; a tree that ends early counts its rest
 
     The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed,
     question, path, sibling and position. (In float64; in float32 the rounding of another batch flips about
-    one token in 10^7.) Raises InputError for settings out of range and for a model that cannot be served. A
-    question that fills the model's context is skipped with a line on stderr.
+    one token in 10^7.) Raises InputError for settings out of range, for a model that cannot be served or
+    whose weights change between two trees, and for a reward that is not +1 or -1. A question that fills the
+    model's context or the KV memory is skipped with a line on stderr.
     """
+    if engine:
+        slots, format = engine.slots, engine.format
+        candidates, max_step_tokens = engine.siblings, engine.max_tokens
     candidates = breadth if candidates is None else candidates
+    if slots is None:
+        slots = 16 if model.device.type == "cpu" else 64
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
-                  seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer))
+                  seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer),
+                  step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker,
+                  eos=sorted(eos_tokens(model, tokenizer)))
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
-    slots = slots or (16 if model.device.type == "cpu" else 64)
-    opening = os.path.commonprefix([build_prompt(tokenizer, question) for question in "A1"])
-    engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                    opening=opening, kv_budget=kv_budget)
-    return _search(engine, tokenizer, iter(problems), reward_fn, config, slots, progress or (lambda n: None))
+    if not engine:
+        engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                        format=format, kv_budget=kv_budget)
+    return grow_all(engine, tokenizer, iter(problems), reward_fn, config, progress or (lambda n: None))
 
 
-def _search(engine, tokenizer, problems, reward_fn, config, slots, progress):
-    limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
-    growing = 0                                                 # trees; twice the slots keep all of them busy
-
-    def advance(job):
-        """Give the tree of `job` the samples and submit its next leaf. Returns the tree if it is finished."""
-        tree, growth, root = job.owner
-        try:
-            leaf = growth.send(job.samples)
-        except StopIteration:
-            engine.forget(job.keys)
-            progress(config["iterations"] - job.turn + 1)
-            return tree
-        path = [*root]
-        for i in tree.path(leaf):
-            path.append((hash_tokens(path[-1][0], tree.nodes[i].tokens), tree.nodes[i].tokens))
-        progress(job.samples is not None)
-        engine.submit(Job(path, job.keys, job.turn + 1, job.owner))
-
+def grow_all(engine, tokenizer, problems, reward_fn, config, progress):
+    """Keep twice the slots of trees growing: so all slots are busy. Yields each when it is finished."""
+    start_afresh(engine)
+    growing = 0
     while True:
-        while growing < 2 * slots and (problem := next(problems, None)):
-            prompt = build_prompt(tokenizer, problem["question"])
-            if root := begin(engine, prompt, config["seed"], problem["question"]):
-                tree = Tree(problem["question"], problem["answer"], prompt, config)
-                advance(Job(root, owner=(tree, grow(tree, reward_fn, engine.decode, **limits), root)))
+        new = list(islice(problems, 2 * engine.slots - growing))
+        for growth in plant(engine, tokenizer, new, reward_fn, config):
+            if growth:
                 growing += 1
-        if not growing:
+                engine.submit(growth.next_job(None))
+            else:
+                progress(config["iterations"])
+        if not (growing or new):
             return
         for job in engine.step():
-            if tree := advance(job):
-                growing -= 1
-                yield tree
+            growth = job.owner
+            progress(1)
+            if following := growth.next_job(job.samples):
+                engine.submit(following)
+                continue
+            engine.store.forget(growth.keys - {engine.opening[0]})
+            progress(config["iterations"] - growth.turn)
+            growing -= 1
+            yield growth.tree
+            check_weights(engine)
 
 
-def sample(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
-           kv_budget=None, progress=None):
-    """n full responses to each prompt (text or token ids), by the engine of the search: for each prompt a
-    list of n Samples, empty if the prompt fills the model's context. A prompt given again draws other ones.
+def plant(engine, tokenizer, problems, reward_fn, config):
+    """A Growth for each of `problems`, None for one that cannot be searched."""
+    prompts = [build_prompt(tokenizer, problem["question"], format=engine.format) for problem in problems]
+    share_opening(engine, prompts)
+    deeper = (config["depth"] - 1) * engine.max_tokens
+    limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
+    for problem, prompt in zip(problems, prompts):
+        root = begin(engine, prompt, config["seed"], problem["question"], deeper=deeper)
+        thought = thinking(tokenizer, prompt)
+        outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
+        tree = Tree(problem["question"], problem["answer"], prompt, config)
+        yield Growth(tree, grow(tree, outcome, **limits), root, thought) if root else None
+
+
+def outcome_of(engine, reward_fn, problem, thought, tokens):
+    """(reward, valid) of a response: what the reward function says, and whether it may be a training path."""
+    response = thought + engine.ending.decode(tokens)
+    offered = dict(problem, marker=engine.format.marker)
+    asked = list(inspect.signature(reward_fn).parameters)[2:]
+    others = {name: offered[name] for name in asked if name in offered}
+    reward = reward_fn(response, problem["answer"], **others)
+    number = isinstance(reward, numbers.Real) and not isinstance(reward, bool)
+    if not number or reward not in (1, -1):
+        raise InputError(f"the reward function returned {reward!r}: a reward is +1 or -1")
+    reward = int(reward)
+    return reward, reward > 0 or engine.format.announces(response)
+
+
+def thinking(tokenizer, prompt):
+    """ "<think>" if the prompt ends with that, as the templates of some models do."""
+    return "<think>" if tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>") else ""
+
+
+def share_opening(engine, prompts):
+    """Let the engine keep the KV of what all prompts begin with: the instruction, worked examples."""
+    if engine.opening[0] is None and len(prompts) > 1:
+        tokens = os.path.commonprefix(prompts)
+        engine.opening = hash_tokens(b"", tokens), list(tokens)
+
+
+def begin(engine, prompt, seed, name, repeat=0, deeper=0):
+    """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
+    key = (seed % 2**64).to_bytes(8, "little")
+    key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
+    path = [(key, prompt)]
+    opening, start = engine.opening
+    if 0 < len(start) < len(prompt) and prompt[:len(start)] == start:
+        path = [(opening, start), (key, prompt[len(start):])]
+    why = None
+    if not prompt or not name.strip():
+        why = "a blank question"
+    elif len(prompt) >= engine.schedule.context:
+        why = f"a prompt of {len(prompt)} tokens does not fit the model's context of {engine.schedule.context}"
+    elif not engine.schedule.fits(len(prompt) - 1, len(prompt) - 1 + deeper):
+        why = f"what may follow a prompt of {len(prompt)} tokens does not fit into the KV memory (kv_budget)"
+    if why:
+        print(f"skipped: {why}: {name[:60]!r}...", file=sys.stderr)
+    return None if why else path
+
+
+def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
+           kv_budget=None, format=Format(), progress=None):
+    """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
+    of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
+    context or the KV memory. A prompt given again draws other ones.
 
     A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
-    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
-    `progress` is called with 1 for each prompt completed, `slots` and `kv_budget` are those of Engine.
+    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1. `progress`
+    is called with the tokens drawn, and with what a response left of its limit, so that the sum becomes
+    len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
     """
-    slots = max(1, (80 if model.device.type == "cpu" else 320) // max(1, n)) if slots is None else slots
-    check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1), temperature=(temperature, 0))
-    prompts = [tokenizer(p).input_ids if isinstance(p, str) else list(p) for p in prompts]
-    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens,
-                    temperature=temperature, whole=True, opening=os.path.commonprefix(prompts) or (),
-                    kv_budget=kv_budget)
-    responses, seen = [[] for _ in prompts], Counter()
-    for i, prompt in enumerate(prompts):
-        if path := begin(engine, prompt, seed, tokenizer.decode(prompt), seen[tuple(prompt)]):
-            engine.submit(Job(path, owner=i))
+    check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1))
+    check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
+    if slots is None:
+        slots = max(1, (80 if model.device.type == "cpu" else 320) // n)
+    prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
+    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
+                    temperature=temperature, format=format, kv_budget=kv_budget)
+    return respond_all(engine, tokenizer, prompts, seed, progress or (lambda n: None))
+
+
+def respond_all(engine, tokenizer, prompts, seed, progress):
+    share_opening(engine, prompts)
+    most = engine.siblings * engine.max_tokens                      # tokens for a prompt
+    left, seen = 0, Counter()
+    for index, prompt in enumerate(prompts):
+        path = begin(engine, prompt, seed, tokenizer.decode(prompt), repeat=seen[tuple(prompt)])
         seen[tuple(prompt)] += 1
-    left = engine.submitted
+        if path:
+            left += 1
+            engine.submit(Job(path, thinking=thinking(tokenizer, prompt), owner=index))
+        else:
+            progress(most)
+            yield index, []
     while left:
-        for job in engine.step():
-            responses[job.owner] = job.samples
-            engine.forget(job.keys)
+        before = engine.stats["sampled"]
+        completed = engine.step()
+        progress(engine.stats["sampled"] - before)
+        for job in completed:
             left -= 1
-            if progress:
-                progress(1)
-    return responses
+            engine.store.forget(job.keys - {engine.opening[0]})
+            progress(most - sum(len(s.tokens) for s in job.samples))
+            yield job.owner, job.samples
+            check_weights(engine)
+
+
+def sample(model, tokenizer, prompts, **settings):
+    """The responses of `stream`, with its arguments, in the order of the prompts: n Samples for each."""
+    responses = dict(stream(model, tokenizer, prompts, **settings))
+    return [responses[index] for index in sorted(responses)]
 
 
 def check_search(settings):
     """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
     least = dict(iterations=1, breadth=1, depth=1, max_step_tokens=1, slots=1, c_puct=0, kv_budget=0)
     least["candidates"] = settings["breadth"]
-    check_range(**{name: (settings[name], value) for name, value in least.items()})
+    for name, value in least.items():
+        check_range(**{name: (settings[name], value)})
 
 
-def check_range(**settings):
-    """Raise InputError for the first of name=(value, least) that is too small; None stands for a default."""
-    for name, (value, least) in settings.items():
-        if value is not None and not value >= least:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
-
-
-def begin(engine, prompt, seed, name, repeat=0):
-    """The path of a root, see Job; None, with a line on stderr, if the prompt fills the model's context."""
-    context, key = context_length(engine.model), (seed % 2**64).to_bytes(8, "little")
-    if not 0 < len(prompt) < context:
-        print(f"skipped: a prompt of {len(prompt)} tokens does not fit the model's context of {context}: "
-              f"{name[:60]!r}...", file=sys.stderr)
-        return None
-    key, n = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt), len(engine.opening[1])
-    if 0 < n < len(prompt) and prompt[:n] == engine.opening[1]:
-        return [engine.opening, (key, prompt[n:])]
-    return [(key, prompt)]
-
-
-# ---------------------------------------------------------------- pictures and the command line
+# ---------------------------------------------------------------- pictures
 
 
 def paint(text, value):
     """`text` in red (value -1) to green (+1) on a terminal, plain elsewhere."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
-    green = round(2.5 * (max(-1.0, min(1.0, value)) + 1))           # 0 ... 5, the 6 x 6 x 6 colour cube
+    value = max(-1.0, min(1.0, value))
+    green = round(2.5 * (value + 1))                                # 0 ... 5, the 6 x 6 x 6 colour cube
     return f"\033[38;5;{16 + 36 * (5 - green) + 6 * green}m{text}\033[0m"
+
+
+MARKS = {"right": "+", "wrong": "-"}
 
 
 def draw(tree, width=110, unvisited=False):
     """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
     x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`."""
-    counts = lambda node: f"V {node.value:+.2f}  N {node.visits:<3}"
     root = tree.nodes[0]
-    yield f"{paint(counts(root), root.value)} {tree.question} -> {tree.answer}"
-
-    def below(i, indent):
-        children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
-        for j in children:
-            node, last = tree.nodes[j], j == children[-1]
-            mark = " " if not node.terminal else "+" if node.reward > 0 else "-" if node.valid else "x"
-            line = f"{indent}{'└─' if last else '├─'} {tree.credit(j):+.2f} ─ "
-            head, text = f"{counts(node)} {mark} ", " ".join(node.text.split())
-            room = width - len(line) - len(head)
-            yield line + paint(head, node.value) + (text if len(text) <= room else text[:room - 1] + "…")
-            yield from below(j, indent + ("   " if last else "│  "))
-
-    yield from below(0, "")
+    yield f"{paint(root.counts, root.value)} {tree.question} -> {tree.answer}"
+    yield from draw_below(tree, 0, "", width, unvisited)
 
 
-def run_command(main):
-    """Run a command's main(): InputError becomes one sentence on stderr and exit status 2."""
-    try:
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:                     # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def draw_below(tree, i, indent, width, unvisited):
+    children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
+    for j in children:
+        node = tree.nodes[j]
+        branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
+        mark = MARKS.get(tree.ending(j), "x") if node.terminal else " "
+        edge = f"{indent}{branch} {tree.credit(j):+.2f} ─ "
+        head = f"{node.counts} {mark} "
+        room = max(1, width - len(edge) - len(head))
+        text = " ".join(node.text.split())
+        if len(text) > room:
+            text = text[:room - 1] + "…"
+        yield edge + paint(head, node.value) + text
+        yield from draw_below(tree, j, indent + deeper, width, unvisited)
+
+
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+details > :not(summary) { margin-left: 1.6em } summary { cursor: pointer; margin: .15em 0 }
+pre { font: inherit; white-space: pre-wrap; display: inline-block; vertical-align: top; margin: 0 4px }
+pre { max-width: 85% }
+.leaf { margin: .15em 0 .15em 1.1em } b, i { font: 12px monospace; border-radius: 3px; padding: 1px 5px }
+i { color: #666 } .right { background: #d9f2d9 } .wrong { background: #fadcd9 } .failed { background: #eee }
+</style><h1>Search trees</h1><p>On each step: its credit r + V(s') - V(s), then V and N; ✓ right, ✗ wrong,
+and the failures of form: cut, deep, unanswered.</p><div id="trees"></div><script>
+const trees = DATA
+const make = (kind, text, parent) => { const e = document.createElement(kind); e.textContent = text
+  parent.append(e); return e }
+const signed = x => (x < 0 ? "" : "+") + x.toFixed(2)
+function fold(parent, title, fill) {            // what is folded is made when it is first opened
+  const box = make("details", "", parent), line = make("summary", "", box)
+  title(line); box.addEventListener("toggle", () => fill(box), { once: true }) }
+function label(line, [text, value, visits, credit, end]) {
+  if (credit !== null) make("i", signed(credit), line)
+  make("b", `V ${signed(value)} N ${visits}`, line).style.background = `hsl(${60 + 60 * value} 80% 85%)`
+  const mark = { right: " ✓ ", wrong: " ✗ " }[end] || (end ? ` ${end} ` : " ")
+  const pre = make("pre", mark + text.trim(), line)
+  if (end) pre.className = end in { right: 1, wrong: 1 } ? end : "failed" }
+function children(nodes, i, box) {
+  const seen = nodes[i][5].filter(j => nodes[j][2]), rest = nodes[i][5].filter(j => !nodes[j][2])
+  const show = (list, box) => list.forEach(j => nodes[j][5].length
+    ? fold(box, line => label(line, nodes[j]), box => children(nodes, j, box))
+    : label(Object.assign(make("div", "", box), { className: "leaf" }), nodes[j]))
+  show(seen, box)
+  if (rest.length) fold(box, line => line.textContent = `${rest.length} unvisited`, box => show(rest, box)) }
+for (const [answer, endings, nodes] of trees)
+  fold(document.getElementById("trees"), line => {
+    label(line, nodes[0]); make("i", `-> ${answer} · ${endings}`, line) }, box => children(nodes, 0, box))
+</script>"""
+
+
+def page(trees):
+    """The HTML of a page that lists `trees` by question and unfolds them; it needs nothing but itself."""
+    rows = []
+    for tree in trees:
+        endings = tree.endings()
+        nodes = []
+        for i, node in enumerate(tree.nodes):
+            credit = round(tree.credit(i), 4) if i else None
+            end = tree.ending(i) if node.terminal else None
+            text = node.text if i else tree.question
+            nodes.append((text, round(node.value, 4), node.visits, credit, end, node.children))
+        rows.append((tree.answer, listed(endings), nodes))
+    return PAGE.replace("DATA", json.dumps(rows).replace("</", "<\\/"))
+
+
+def listed(endings):
+    """A Counter in words."""
+    return ", ".join(f"{n} {end}" for end, n in endings.most_common()) or "none"
+
+
+# ---------------------------------------------------------------- the command line
 
 
 def add_search_flags(parser):
@@ -914,7 +1780,7 @@ def add_search_flags(parser):
             ("candidates", int, "steps sampled at an expansion; the likeliest stay; default: as breadth"),
             ("max-step-tokens", int, "a step cut at this length is a failure"),
             ("slots", int, "leaves whose samples fill a forward; default: 16 on a CPU, 64 on a GPU"),
-            ("kv-budget", float, "GiB of stored keys and values; default: 40%% of the free memory")):
+            ("kv-budget", float, "GiB of keys and values; default: half of the free memory")):
         default = search.__kwdefaults__[flag.replace("-", "_")]
         group.add_argument(f"--{flag}", type=kind, default=default, metavar="N",
                            help=text if default is None else f"{text} (default: {default})")
@@ -922,47 +1788,93 @@ def add_search_flags(parser):
 
 def search_settings(args):
     """Keyword arguments of `search` from parsed flags, --seed included."""
-    settings = {name: getattr(args, name) for name in search.__kwdefaults__ if name != "progress"}
-    return settings | dict(kv_budget=args.kv_budget and args.kv_budget * 2**30)
+    names = search.__kwdefaults__.keys() - {"format", "engine", "progress"}
+    settings = {name: getattr(args, name) for name in names}
+    return settings | dict(kv_budget=None if args.kv_budget is None else args.kv_budget * 2**30)
+
+
+def show(args):
+    """Draw the trees of a file, in the terminal or as a page."""
+    trees = islice(read_trees(args.html or args.show), args.limit)
+    if args.html:
+        print(page(trees))
+        return
+    width = shutil.get_terminal_size((110, 24)).columns
+    for tree in trees:
+        print(*draw(tree, width), sep="\n", end="\n\n")
+
+
+def search_file(args):
+    """Search the questions of a file and append each tree to another as it is finished. What is there is not
+    searched again; under torchrun each rank does its share into a file of its own."""
+    from tqdm import tqdm
+
+    settings = search_settings(args)
+    check_search(settings)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        stem, suffix = os.path.splitext(args.out)
+        args.out = f"{stem}.{rank}{suffix}"
+        if torch.cuda.is_available() and not args.device:
+            args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if os.path.realpath(args.out) == os.path.realpath(args.data):
+        raise InputError(f"--out is --data, {args.out}: choose another file for the trees")
+    problems = eval.load_problems(args.data, split="train")[:args.limit]
+    endings = Counter()
+    with open_lines(args.out) as out:
+        left = not_searched(problems[rank::world], args.out, settings)
+        model, tokenizer = load_model(args.model, args.device, args.dtype)
+        total = len(left) * args.iterations
+        with tqdm(total=total, unit="iteration", smoothing=0.05, disable=rank > 0) as bar:
+            for tree in search(model, tokenizer, left, eval.reward, progress=bar.update, **settings):
+                write_line(out, tree.record())
+                endings += tree.endings()
+    print(f"{args.out}: {len(left)} questions of {len(problems)} were left; endings: {listed(endings)}",
+          file=sys.stderr)
+
+
+def not_searched(problems, path, settings):
+    """Those of `problems` that have no tree in the file. Raises InputError if its trees have other settings."""
+    there = Counter()
+    for tree in read_trees(path):
+        there[tree.question] += 1
+        for name in settings.keys() & tree.config.keys() - {"candidates"}:
+            if settings[name] != tree.config[name]:
+                raise InputError(f"{path} holds trees of {name} {tree.config[name]}, not {settings[name]}: "
+                                 "choose another --out")
+    left = []
+    for problem in problems:
+        if there[problem["question"]]:
+            there[problem["question"]] -= 1
+        else:
+            left.append(problem)
+    return left
 
 
 def main():
     """The command: draw trees, or search and append each tree to a file as it is finished."""
-    import eval as tasks                        # its loader and grader, for the command alone
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization).")
     parser.add_argument("--model", help="Hugging Face folder or hub name")
     parser.add_argument("--data", help="task name or JSON Lines file with question and answer")
-    parser.add_argument("--out", help="file to append trees to, one a line")
-    parser.add_argument("--limit", type=int, help="search the first N questions only")
+    parser.add_argument("--out", help="file to append trees to, one a line; what is there is not searched again")
+    parser.add_argument("--limit", type=int, help="the first N questions, or trees, only")
     parser.add_argument("--seed", type=int, default=search.__kwdefaults__["seed"])
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
                         help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
     parser.add_argument("--show", metavar="TREES", help="draw the trees of this file instead of searching")
+    parser.add_argument("--html", metavar="TREES", help="print a page that unfolds the trees of this file")
     add_search_flags(parser)
     args = parser.parse_args()
-    if args.show:
-        for tree in read_trees(args.show):
-            print(*draw(tree), sep="\n", end="\n\n")
-        return
-    if not (args.model and args.data and args.out):
-        raise InputError("give --model, --data and --out to search, or --show TREES to draw")
-    settings = search_settings(args)
-    check_search(settings)
-    problems = tasks.load_problems(args.data, split="train")[:args.limit]
-    try:
-        out = open(args.out, "a", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write to {args.out}: {error.strerror}; choose another --out") from None
-    model, tokenizer = load_model(args.model, args.device, args.dtype)
-    with out, tqdm(total=len(problems) * args.iterations, unit="iteration", smoothing=0.05) as bar:
-        for tree in search(model, tokenizer, problems, tasks.reward, progress=bar.update, **settings):
-            out.write(tree.to_json() + "\n")
-            out.flush()
+    check_range(limit=(args.limit, 1))
+    if args.show or args.html:
+        show(args)
+    elif args.model and args.data and args.out:
+        search_file(args)
+    else:
+        raise InputError("give --model, --data and --out to search, or --show TREES or --html TREES to look")
 
 
 if __name__ == "__main__":
-    from mcts import main, run_command          # the module whose InputError eval.py raises, not a second one
+    from mcts import main                       # the module that others import, not a second one
     run_command(main)

@@ -14,6 +14,7 @@ import transformers
 from tokenizers import decoders, pre_tokenizers, trainers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))          # mcts, eval, dvo: wherever pytest starts
+torch.set_num_threads(1)                                            # more only wait for each other here
 
 SENTENCES = ["Add 3 to 4.\n\nThat makes 7.\n\nFinal Answer: 7\n\n",
              "Take 5 from 12.\n\nWe get 7.\n\nFinal Answer: 7\n\n",
