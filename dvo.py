@@ -1,6 +1,6 @@
 """Direct Value Optimization (Zhang et al. 2025, arXiv 2502.13723): reasoning, learnt without preferences.
 
-    python dvo.py                                       # the demo: minutes on a laptop, nothing to download
+    python dvo.py                                       # the demo: a minute on a laptop, nothing to download
     python dvo.py --model M --data train.jsonl --eval-data test.jsonl --out RUN
     python dvo.py --model M --trees RUN/round1/trees.*.jsonl --objective kto --out RUN2     # any objective
     torchrun --nproc_per_node=8 dvo.py --model meta-llama/Meta-Llama-3-8B-Instruct    # the paper's run
@@ -12,31 +12,38 @@ until, for every step a_t of the solutions drawn from the tree,
     beta * log( pi(a_t|s_t) / pi_ref(a_t|s_t) )  =  r(s_t, a_t) + V(s_{t+1}) - V(s_t)            (Eq. 10)
 
 pi_ref being the policy at the start of the round. The right side is the step's *credit*: how much better off
-the step left the solver. The file reads in that order: pack (many paths, one sequence), step log-probs,
-losses, examples, training, many GPUs, the run folder, rounds, the demo, the command line.
+the step left the solver. The file reads in that order: losses; pack (many paths, one sequence) and policy;
+critic; examples; training; many GPUs; what a run leaves on disk; the stages of a run; the demo; the command.
+
+Copyright (c) the authors of this repository, MIT licence.
 """
 import argparse
-import fcntl
+import contextlib
+import functools
+import glob
 import itertools
 import json
 import math
 import os
+import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
+import warnings
 import zlib
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")    # before torch starts a GPU
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -45,11 +52,218 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast)
+    AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast)
 
 import eval as tasks
 import mcts
-from mcts import InputError
+from eval import InputError
+
+# ---------------------------------------------------------------- losses: functions of step log-probs
+
+
+def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, beta: float = 0.1,
+             level: str = "step") -> Tensor:
+    """Direct Value Optimization: (P,) loss of each path, un-reduced.
+
+    Args:
+        policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens.
+        credit: (N,) r + V(s') - V(s) of each step, in [-2, 2].
+        path: (P, N), 1 where a step lies on a path, else 0.
+        level: "step" (Eq. 10) or "response" (Sec. 6.5: the same on whole paths).
+
+    Where the paper has half the sum over a path's steps, this is their mean: a long path counts no more than
+    a short one. Raises InputError for another level and for shapes that do not fit.
+
+    >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5, -1.0, -0.5], [-4.0, -2.0, -1.0, -9.0]]),
+    ...                          step=torch.tensor([[-1, 0, 0, 1], [-1, 0, 0, -1]]))
+    >>> reference = policy - 2                              # log-ratios of 2: beta * 2 = 0.2
+    >>> dvo_loss(policy, reference, torch.tensor([0.5, -0.5, -1.0, 0.0]), path)
+    tensor([0.2900, 1.4400])
+    """
+    expect_shape(path.shape[1:], policy=policy, reference=reference, credit=credit)
+    log_ratio = policy - reference
+    if level == "step":
+        squared_error = (beta * log_ratio - credit) ** 2            # Eq. 10
+        return mean_over_steps(path, squared_error)
+    if level == "response":
+        return (beta * (path @ log_ratio) - path @ credit) ** 2     # Sec. 6.5: credits sum to r - V(s_0)
+    raise InputError(f"the level of dvo_loss is 'step' or 'response', not {level!r}")
+
+
+def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """From plain rows of tokens, without any tree, to what the losses take.
+
+    Args:
+        logprobs: (B, T) log-prob of each token, given those before it in its row.
+        step: (B, T) the number of the token's step in its row: 0, 1, ...; -1 for prompt and padding.
+
+    Returns:
+        policy (B * S,), the log-prob of each step, where S is the most steps of a row; and path (B, B * S),
+        1 where a step belongs to a row.
+
+    >>> logprobs = torch.tensor([[-4.0, -0.5, -1.0], [-4.0, -2.0, -9.0]])
+    >>> policy, path = sum_steps(logprobs, step=torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
+    >>> policy.tolist(), path.tolist()
+    ([-0.5, -1.0, -2.0, 0.0], [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    """
+    B, _ = step.shape
+    S = int(step.max()) + 1
+    row = torch.arange(B, device=step.device)[:, None].expand_as(step)     # (B, T)
+    column = row * S + step                                         # (B, T) the step's number in the batch
+    inside = step >= 0
+    policy = logprobs.new_zeros(B * S).index_add(0, column[inside], logprobs[inside])
+    path = logprobs.new_zeros(B, B * S)
+    path[row[inside], column[inside]] = 1
+    return policy, path
+
+
+def mean_over_steps(path: Tensor, per_step: Tensor) -> Tensor:
+    """(P,) mean over the steps of each path of per_step, (N,) or (P, N); 0 for a path without steps."""
+    return (path * per_step).sum(1) / path.sum(1).clamp(min=1)
+
+
+def expect_shape(shape: torch.Size, **tensors: Tensor) -> None:
+    """Raise InputError for the first tensor of another shape: it would be broadcast without a word."""
+    for name, tensor in tensors.items():
+        if tensor.shape != shape:
+            raise InputError(f"{name} is {tuple(tensor.shape)} but must be {tuple(shape)}, as path says")
+
+
+def rft_loss(policy: Tensor, path: Tensor) -> Tensor:
+    """Rejection sampling fine-tuning (Sec. 5): (P,) negative log-likelihood of each (correct) path.
+
+    >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5, -1.0]]), step=torch.tensor([[-1, 0, 1]]))
+    >>> rft_loss(policy, path)
+    tensor([1.5000])
+    """
+    expect_shape(path.shape[1:], policy=policy)
+    return -(path @ policy)
+
+
+def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
+             beta: float = 0.1) -> Tensor:
+    """Direct preference optimisation on whole paths (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair.
+
+    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair.
+
+    >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
+    >>> dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=path[:1], rejected=path[1:], beta=1.0)
+    tensor([0.0486])
+    """
+    expect_shape(chosen.shape[1:], policy=policy, reference=reference)
+    expect_shape(chosen.shape, rejected=rejected)
+    margin = (chosen - rejected) @ (policy - reference)
+    return -F.logsigmoid(beta * margin)                             # Eq. 2
+
+
+def step_dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
+                  beta: float = 0.1) -> Tensor:
+    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): (P,) loss of each pair of steps taken in the same state.
+
+    As dpo_loss, with a single 1 in each row of chosen and of rejected.
+
+    >>> policy, step = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
+    >>> step_dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=step[:1], rejected=step[1:])
+    tensor([0.5544])
+    """
+    return dpo_loss(policy, reference, chosen, rejected, beta)
+
+
+def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z0: float, beta: float = 0.1,
+             lambda_correct: float = 1.33, lambda_incorrect: float = 1.0) -> Tensor:
+    """Kahneman-Tversky optimisation (arXiv 2402.01306, Eq. 8; weights as in App. C): (P,) loss of each path.
+
+    correct: (P,) bool. z0: the reference point, an estimate of KL(pi || pi_ref) in nats, at least 0, without
+    gradient (see Mismatched). The loss of a path lies between 0 and its lambda.
+
+    >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
+    >>> kto_loss(policy, policy - 1, path, torch.tensor([True, False]), z0=1.0)
+    tensor([0.6650, 0.5000])
+    """
+    expect_shape(path.shape[1:], policy=policy, reference=reference)
+    expect_shape(path.shape[:1], correct=correct)
+    gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
+    weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
+    return weight * torch.sigmoid(torch.where(correct, -gain, gain))    # lambda - lambda * sigmoid(+-gain)
+
+
+def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, parent: Tensor, outcome: Tensor,
+              beta: float = 0.1, alpha: float = 0.01) -> Tensor:
+    """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
+    for policy and critic together.
+
+    Args:
+        value: (N,) V of the state that each step leads to, by the critic.
+        parent: (N,) the step before, in whose state a step is taken; parents come first.
+        outcome: (P,) R, +1 or -1.
+        alpha: weight of the KL regulariser.
+
+    Both parts ask for the soft Bellman equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t),
+    the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over
+    the vocabulary; here half the squared log-ratio of the sampled step estimates it, as step log-probs are
+    all that this function is given.
+
+    >>> policy, path = sum_steps(torch.tensor([[0.0, -0.5, -1.0]]), step=torch.tensor([[0, 1, 2]]))
+    >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])      # step 0: the question
+    >>> path[0, 0] = 0                                                              # which nobody took
+    >>> oreo_loss(policy, policy, value, path, parent, outcome=torch.tensor([1.0]))
+    tensor([0.2600])
+    """
+    expect_shape(path.shape[1:], policy=policy, reference=reference, value=value, parent=parent)
+    expect_shape(path.shape[:1], outcome=outcome)
+    log_ratio = path * (policy - reference)                         # (P, N), 0 off the path
+    ahead = log_ratio.detach().flip(1).cumsum(1).flip(1)            # sum_{i >= t}, since parents come first
+    gradient_of_t = log_ratio - log_ratio.detach()                  # 0 in value
+    before = value[parent]                                          # (N,) V(s_t)
+    R = outcome[:, None]
+    value_error = before - R + beta * ahead
+    policy_error = before.detach() - R + beta * (ahead + gradient_of_t)
+    per_step = value_error ** 2 + policy_error ** 2 + alpha * log_ratio ** 2 / 2
+    return mean_over_steps(path, per_step)
+
+
+def value_loss(value: Tensor, path: Tensor, parent: Tensor, outcome: Tensor) -> Tensor:
+    """Outcome value model (Sec. 4.4.2): (P,) mean over the states s_t of each path of (V(s_t) - R)^2.
+
+    Arguments as in oreo_loss.
+
+    >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])
+    >>> value_loss(value, torch.tensor([[0.0, 1.0, 1.0]]), parent, torch.tensor([1.0]))
+    tensor([0.1300])
+    """
+    expect_shape(path.shape[1:], value=value, parent=parent)
+    expect_shape(path.shape[:1], outcome=outcome)
+    squared_error = (value[parent] - outcome[:, None]) ** 2         # (P, N)
+    return mean_over_steps(path, squared_error)
+
+
+def grpo_loss(policy: Tensor, reference: Tensor, advantage: Tensor, tokens: Tensor, path: Tensor,
+              clip: float = 0.2) -> Tensor:
+    """Clipped policy gradient with GSPO's length-normalised ratio (arXiv 2507.18071, Eq. 7) at the step
+    level: (P,) loss of each path.
+
+    Args:
+        reference: (N,) log-prob of each step by the policy that drew it.
+        advantage: (N,) of each step; or (P, N), where it also depends on the path.
+        tokens: (N,) the number of tokens of each step.
+        clip: how far the ratio may move from 1 before the gradient stops; GSPO clips whole responses at 4e-4.
+
+    GRPO's advantage is the outcome minus the mean of the group; VinePPO's is the step's credit. No KL term.
+
+    >>> logprobs, step = torch.tensor([[-4.0, -0.5, -1.0, -0.5]]), torch.tensor([[-1, 0, 0, 1]])
+    >>> policy, path = sum_steps(logprobs, step)
+    >>> tokens, _ = sum_steps(torch.ones_like(logprobs), step)
+    >>> grpo_loss(policy, policy.detach(), torch.tensor([1.0, -0.5]), tokens, path)
+    tensor([-0.2500])
+    """
+    expect_shape(path.shape[1:], policy=policy, reference=reference, tokens=tokens)
+    expect_shape(path.shape[-advantage.dim():], advantage=advantage)
+    ratio = torch.exp((policy - reference) / tokens.clamp(min=1))   # (N,)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    gain = torch.minimum(ratio * advantage, clipped * advantage)    # (N,) or (P, N)
+    return -mean_over_steps(path, gain)
+
 
 # ---------------------------------------------------------------- many paths, one sequence
 
@@ -68,7 +282,7 @@ class Pack:
     node: np.ndarray          # (T,) index of the token's node in the tree; 0 in the prompt
     num_nodes: int            # of the whole tree
 
-    def mask(self):
+    def mask(self) -> np.ndarray:
         """(T, T) bool, which tokens each token sees: all that its predecessor sees, and itself."""
         T = len(self.tokens)
         mask = np.eye(T, dtype=bool)
@@ -76,14 +290,8 @@ class Pack:
             mask[t, :t] = mask[self.before[t], :t]
         return mask
 
-    def states(self):
-        """(num_nodes,) where the last token of each node is, for the root of the prompt; -1 outside."""
-        last = np.full(self.num_nodes, -1)
-        last[self.node] = np.arange(len(self.node))                 # the last of a node's tokens wins
-        return last
 
-
-def pack(tree, paths):
+def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
     """Pack `paths`, each a list of node indices from the first step down (tree.path(i)), into one sequence.
 
     >>> tree = mcts.Tree("q", "a", prompt=[5, 6])
@@ -93,7 +301,10 @@ def pack(tree, paths):
     ([5, 6, 7, 8, 9], [0, 1, 2, 3, 2], [-1, 0, 1, 2, 1], [0, 0, 1, 1, 2])
     """
     n = len(tree.prompt)
-    tokens, position, before, node = list(tree.prompt), list(range(n)), list(range(-1, n - 1)), [0] * n
+    tokens = list(tree.prompt)
+    position = list(range(n))
+    before = list(range(-1, n - 1))
+    node = [0] * n
     last = {0: n - 1}                                               # where the last token of each node is
     for i in sorted({i for path in paths for i in path}):
         previous = last[tree.nodes[i].parent]
@@ -104,173 +315,141 @@ def pack(tree, paths):
             node.append(i)
             previous = len(tokens) - 1
         last[i] = previous
-    return Pack(*(np.array(x, dtype=np.int32) for x in (tokens, position, before, node)), len(tree.nodes))
+    columns = [np.array(column, dtype=np.int32) for column in (tokens, position, before, node)]
+    return Pack(*columns, num_nodes=len(tree.nodes))
 
 
-def collate(packs, device):
-    """Right-pad packs to a batch: tokens (B, T), positions (B, T), mask (B, 1, T, T); (R,) for each of the R
-    tokens of steps, where in the flattened batch the hidden state that predicts it is, the token, its slot in
-    the packs' concatenated node vectors; and (M,) where the state of each packed node is, and its slot."""
-    B, T = len(packs), max(len(p.tokens) for p in packs)
-    tokens, position = np.zeros((2, B, T), dtype=np.int64)
-    mask = np.zeros((B, 1, T, T), dtype=bool)
-    mask[:, 0] |= np.eye(T, dtype=bool)                             # a padded row sees itself: no NaN
-    source, target, slot, state, state_slot, first = [], [], [], [], [], 0
+@dataclass
+class Batch:
+    """Packs side by side, right-padded to T, a multiple of 64. Indices of hidden states count in B * T, those
+    of nodes in the packs' nodes one after the other."""
+    tokens: Tensor            # (B, T)
+    position: Tensor          # (B, T)
+    mask: Tensor              # (B, T, T) bool, which tokens each token sees
+    target: Tensor            # (R,) every token of a step
+    predictor: Tensor         # (R,) the hidden state that predicts it
+    node: Tensor              # (R,) its node
+    state: Tensor             # (M,) the hidden state at the last token of each packed node, the root's too
+    state_node: Tensor        # (M,) that node
+    sizes: list[int]          # nodes of each pack
+
+    def sum_by_node(self, values, node):
+        """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
+        total = values.new_zeros(sum(self.sizes))
+        return total.index_add(0, node, values).split(self.sizes)
+
+
+def padded_length(pack):
+    """Tokens of a pack, rounded up to a multiple of 64, so that GPU kernels meet few shapes."""
+    return 64 * math.ceil(len(pack.tokens) / 64)
+
+
+def collate(packs: list[Pack], device: torch.device) -> Batch:
+    """The Batch of `packs`, on `device`."""
+    B, T = len(packs), max(map(padded_length, packs))
+    tokens = np.zeros((B, T), dtype=np.int64)
+    position = np.zeros((B, T), dtype=np.int64)
+    mask = np.zeros((B, T, T), dtype=bool)
+    mask |= np.eye(T, dtype=bool)                                   # padding sees itself: no NaN
+    target, predictor, node, state, state_node = [], [], [], [], []
+    first_node = 0
     for b, p in enumerate(packs):
         t = len(p.tokens)
-        tokens[b, :t], position[b, :t], mask[b, 0, :t, :t] = p.tokens, p.position, p.mask()
-        step = p.node > 0
-        source.append(b * T + p.before[step])
-        target.append(p.tokens[step])
-        slot.append(first + p.node[step])
-        last = p.states()
-        state.append(b * T + last[last >= 0])
-        state_slot.append(first + np.flatnonzero(last >= 0))
-        first += p.num_nodes
-    indices = (np.concatenate(x).astype(np.int64) for x in (source, target, slot, state, state_slot))
-    return [torch.from_numpy(x).to(device) for x in (tokens, position, mask, *indices)]
+        tokens[b, :t] = p.tokens
+        position[b, :t] = p.position
+        mask[b, :t, :t] = p.mask()
+        in_step = p.node > 0
+        target.append(p.tokens[in_step])
+        predictor.append(b * T + p.before[in_step])
+        node.append(first_node + p.node[in_step])
+        nodes, from_end = np.unique(p.node[::-1], return_index=True)    # where each is first met from behind
+        state.append(b * T + t - 1 - from_end)
+        state_node.append(first_node + nodes)
+        first_node += p.num_nodes
+    whole = [tokens, position, mask]
+    indices = [np.concatenate(part).astype(np.int64) for part in (target, predictor, node, state, state_node)]
+    on_device = [torch.from_numpy(array).to(device) for array in whole + indices]
+    return Batch(*on_device, sizes=[p.num_nodes for p in packs])
 
 
 class Policy(nn.Module):
-    """A causal LM to shard and train: its parameters are used in here only, where FSDP gathers them.
+    """A causal LM to shard, search with and train: its parameters are used in here only, where FSDP gathers
+    them.
 
     policy(packs=[...]) -> one (num_nodes,) vector of step log-probs a pack, in float32 (float64 for a float64
-    LM); with values=True (2, num_nodes), the second row V of the state that each step leads to, by a scalar
-    head that starts at 0; policy(input_ids=...) -> the language model's own output.
+    LM); policy(input_ids=...) -> the language model's own output.
     """
 
-    def __init__(self, lm, compute=None, value_head=False):
+    def __init__(self, lm, compute=None, device=None, offload=False, recompute=False):
         super().__init__()
-        self.lm, self.config, self.generation_config = lm, lm.config, lm.generation_config
+        self.lm = lm
+        self.config = lm.config
+        self.generation_config = lm.generation_config
         self.compute = compute or lm.dtype                          # the type it computes in and is saved in
-        self.value_head = None
-        if value_head:
-            self.value_head = nn.Linear(lm.config.hidden_size, 1, device=lm.device, dtype=lm.dtype)
-            for parameter in self.value_head.parameters():
-                nn.init.zeros_(parameter)
+        self.device = device or lm.device                           # where it computes, wherever weights are
+        self.offload = offload
+        self.recompute = recompute
+        if recompute:
+            recompute_blocks(lm)
 
-    @property
-    def device(self):
-        return self.lm.device
-
-    def forward(self, packs=None, values=False, **inputs):
-        """Step log-probs, and values if asked, of packs; without packs the LM's own output. See the class."""
+    def forward(self, packs: list[Pack] | None = None, **inputs):
+        """Step log-probs of packs; without packs the LM's own output: FSDP serves this method alone."""
         if packs is None:
             return self.lm(**inputs)
-        tokens, position, mask, source, target, slot, state, state_slot = collate(packs, self.device)
-        embed, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
-        # an additive mask, since a boolean one is right for sdpa but silently wrong for eager attention
-        bias = torch.zeros(mask.shape, dtype=embed.weight.dtype, device=mask.device)
-        bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
-        hidden = self.lm.base_model(
-            input_ids=tokens, position_ids=position, attention_mask=bias, use_cache=False)[0]
-        hidden = hidden.flatten(0, 1)                               # (B, T, D) -> (B * T, D)
+        batch = collate(packs, self.device)
+        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
+        logits_of = mcts.logits_of(self.lm)
 
         def token_logprobs(hidden, target):
-            logits = head(hidden)
+            logits = logits_of(hidden)                              # (r, V)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
-        rows = max(1, 2**26 // head.out_features)                   # the (R, V) logits never exist at once
-        logprobs = torch.cat([checkpoint(token_logprobs, h, t, use_reentrant=False)
-                              for h, t in zip(hidden[source].split(rows), target.split(rows))])
-        sizes = [p.num_nodes for p in packs]
-        nodes = logprobs.new_zeros(sum(sizes)).index_add(0, slot, logprobs)
-        if values:
-            value = self.value_head(hidden[state])[:, 0].to(nodes)      # (M, D) -> (M,)
-            nodes = torch.stack((nodes, torch.zeros_like(nodes).index_add(0, state_slot, value)))
-        return nodes.split(sizes, -1)
+        vocabulary = self.lm.config.get_text_config().vocab_size
+        rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
+        parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
+        logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
+        return batch.sum_by_node(torch.cat(logprobs), batch.node)       # the (R, V) logits never exist at once
 
 
-def step_logprobs(model, pack):
+class Critic(nn.Module):
+    """An outcome value model (Sec. 4.4.2; OREO's value network): the backbone of a policy, copied, with a
+    scalar head that starts at 0. critic(packs=[...]) -> one (num_nodes,) vector a pack: V of the state that
+    each step leads to, 0 for nodes outside."""
+
+    def __init__(self, lm, policy):
+        super().__init__()
+        self.lm = lm
+        self.device = policy.device
+        lm.set_output_embeddings(nn.Identity())                     # nobody asks it for words
+        self.head = nn.Linear(lm.config.get_text_config().hidden_size, 1, device=lm.device, dtype=lm.dtype)
+        if policy.recompute:
+            recompute_blocks(lm)
+
+    def forward(self, packs: list[Pack]) -> tuple[Tensor, ...]:
+        batch = collate(packs, self.device)
+        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
+        value = self.head(hidden[batch.state])[:, 0]                # (M, D) -> (M,)
+        value = value if value.dtype == torch.float64 else value.float()
+        return batch.sum_by_node(value, batch.state_node)
+
+
+def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
+    """(B * T, D) what the backbone of `lm` makes of a batch of packs."""
+    attention = mcts.tree_attention(batch.mask, batch.position)
+    hidden = mcts.hidden_states(lm, batch.tokens, batch.position, attention)
+    return hidden.flatten(0, 1)                                     # (B, T, D) -> (B * T, D)
+
+
+def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
     """(num_nodes,) log pi(a|s) of every step in `pack`, summed over its tokens, EOS included; 0 for nodes
-    outside.
+    outside. Differentiable.
 
-    `model` is a Policy or a plain causal LM. Differentiable.
+    `model` is a Policy or a plain causal LM. Raises InputError for a model that cannot be packed exactly.
     """
+    mcts.check_model(model)
     policy = model if isinstance(model, Policy) else Policy(model)
     return policy(packs=[pack])[0]
-
-
-# ---------------------------------------------------------------- objectives: functions of step log-probs
-
-
-def dvo_loss(policy, reference, credit, path, beta=0.1, level="step"):
-    """Direct Value Optimization: (P,) loss of each path (Eq. 10 at the step level, Sec. 6.5 at the response
-    level).
-
-    policy, reference, credit: (num_nodes,) log pi, log pi_ref and r + V(s') - V(s) of every step; path: (P,
-    num_nodes), 1 where a node lies on the path. Where the paper has half the sum over a path's steps, this is
-    their mean: a long path counts no more than a short one.
-
-    >>> policy, reference, credit = torch.tensor([[0., 3.], [0., 1.], [0., 0.5]])
-    >>> dvo_loss(policy, reference, credit, path=torch.tensor([[0., 1.]]))      # (0.1 * (3 - 1) - 0.5)^2
-    tensor([0.0900])
-    """
-    log_ratio = policy - reference
-    if level == "response":
-        return (beta * (path @ log_ratio) - path @ credit) ** 2     # Sec. 6.5: credits sum to r - V(s_0)
-    squared_error = (beta * log_ratio - credit) ** 2                # Eq. 10
-    return path @ squared_error / path.sum(1)
-
-
-def rft_loss(policy, path):
-    """Rejection sampling fine-tuning (Sec. 5): (P,) negative log-likelihood of each (correct) path."""
-    return -(path @ policy)
-
-
-def dpo_loss(policy, reference, chosen, rejected, beta=0.1):
-    """Direct preference optimisation on whole paths (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair.
-
-    chosen, rejected: (P, num_nodes), 1 where a node lies on the better, on the worse path of the pair.
-
-    >>> policy, reference = torch.tensor([[0., 3., 1.], [0., 1., 2.]])
-    >>> dpo_loss(policy, reference, torch.tensor([[0., 1., 0.]]), torch.tensor([[0., 0., 1.]]), beta=1.)
-    tensor([0.0486])
-    """
-    margin = (chosen - rejected) @ (policy - reference)
-    return -F.logsigmoid(beta * margin)                             # Eq. 2
-
-
-def step_dpo_loss(policy, reference, chosen, rejected, beta=0.1):
-    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): dpo_loss on two steps taken in the same state, so each row
-    of chosen and of rejected, (P, num_nodes), holds a single 1."""
-    return dpo_loss(policy, reference, chosen, rejected, beta)
-
-
-def kto_loss(policy, reference, path, correct, z0, beta=0.1, lambda_correct=1.33, lambda_incorrect=1.0):
-    """Kahneman-Tversky optimisation (arXiv 2402.01306, Eq. 8; weights as in App. C): (P,) loss of each path.
-
-    correct: (P,) bool; z0: the reference point, an estimate of KL(pi || pi_ref) in nats, at least 0, without
-    gradient: see `reference_point`. The loss of a path lies between 0 and its lambda.
-    """
-    gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
-    weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
-    return weight * torch.sigmoid(torch.where(correct, -gain, gain))    # lambda - lambda * sigmoid(+-gain)
-
-
-def oreo_loss(policy, reference, value, path, parent, outcome, beta=0.1, alpha=0.01):
-    """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
-    value and policy part together.
-
-    value: (num_nodes,) V of the state each step leads to, by the value head; parent: (num_nodes,) index of
-    the node in whose state a step is taken; outcome: (P,) R, +1 or -1. Both parts ask for the soft Bellman
-    equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t), the other by the log-ratio of step t
-    alone. The KL of the regulariser is estimated by half the squared log-ratio of the sampled steps.
-    """
-    log_ratio = path * (policy - reference)                         # (P, num_nodes), 0 off the path
-    ahead = log_ratio.detach().flip(1).cumsum(1).flip(1)            # sum_{i >= t}: parents have lower indices
-    before, R = value[parent], outcome[:, None]                     # V(s_t), (num_nodes,)
-    value_error = before - R + beta * ahead
-    policy_error = before.detach() - R + beta * (log_ratio + ahead - log_ratio.detach())
-    per_step = value_error ** 2 + policy_error ** 2 + alpha * log_ratio ** 2 / 2
-    return (path * per_step).sum(1) / path.sum(1)
-
-
-def value_loss(value, path, parent, outcome):
-    """Outcome value model (Sec. 4.4.2): (P,) mean over the states s_t of each path of (V(s_t) - R)^2.
-    Arguments as in oreo_loss."""
-    return (path * (value[parent] - outcome[:, None]) ** 2).sum(1) / path.sum(1)
 
 
 # ---------------------------------------------------------------- from trees to training examples
@@ -280,139 +459,435 @@ def value_loss(value, path, parent, outcome):
 class Example:
     """What one question contributes: packed paths or steps and, per node of its tree, what losses ask for."""
     pack: Pack
-    path: torch.Tensor        # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
-    correct: torch.Tensor     # (P,) bool; of pairs, first all chosen ones, then their rejected ones
+    path: Tensor              # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
+    correct: Tensor           # (P,) bool; of pairs, first all chosen ones, then their rejected ones
     units: int                # losses it gives: paths or pairs
-    parent: torch.Tensor      # (num_nodes,) index; 0 for the root
-    reward: torch.Tensor      # (num_nodes,) r; 0 but on terminals
-    value: torch.Tensor       # (num_nodes,) V of the search, or of a value model
-    sampled: torch.Tensor     # (num_nodes,) log pi(a|s) as the search stored it
-    reference: torch.Tensor = None    # (num_nodes,) log pi_ref, filled in before the first update of a round
-    foreign: Pack = None      # KTO: this prompt with a path of another question
-    foreign_reference: float = 0.0    # log pi_ref of that path
-    z0: float = 0.0           # KTO: the reference point of the optimiser step
+    parent: Tensor            # (num_nodes,) index; 0 for the root
+    tokens: Tensor            # (num_nodes,) of each step
+    reward: Tensor            # (num_nodes,) r; 0 but on terminals
+    value: Tensor             # (num_nodes,) V of the search, or of a value model; 0 where a solution ended
+    sampled: Tensor           # (num_nodes,) log pi(a|s) as the search stored it
+    reference: Tensor         # (num_nodes,) log pi_ref; as sampled, until `add_reference` asks the policy
 
     @property
-    def credit(self):
-        """(num_nodes,) r + V(s') - V(s) (Eq. 10), V of an ended state being 0; 0 at the root."""
-        after = torch.where(self.reward != 0, self.reward, self.value)
-        return after - self.value[self.parent]
+    def credit(self) -> Tensor:
+        """(num_nodes,) r + V(s') - V(s) of every step (Eq. 10), 0 at the root. Along a path they sum to
+        r - V(s_0)."""
+        return mcts.credit(self.reward, self.value, self.value[self.parent])
 
     @property
-    def outcome(self):
+    def outcome(self) -> Tensor:
         """(P,) +1 or -1."""
-        return 2 * self.correct.to(self.value) - 1
+        return 2.0 * self.correct - 1.0
 
-    def like(self, logprobs):
-        """The same on the device and in the precision of `logprobs`."""
-        floats = {name: None if (x := getattr(self, name)) is None else x.to(logprobs)
-                  for name in ("path", "reward", "value", "reference")}
-        return replace(self, **floats, correct=self.correct.to(logprobs.device),
-                       parent=self.parent.to(logprobs.device))
+    def take_values(self, value: Tensor) -> None:
+        """Replace the values of the search by those of a value model (Sec. 4.4.2)."""
+        self.value = torch.where(self.reward == 0, value, 0.0)      # 0 where a solution ended
+
+    def like(self, vector: Tensor) -> "Example":
+        """The same on the device of `vector`, and its numbers in that precision."""
+        moved = {}
+        for name, column in vars(self).items():
+            if isinstance(column, Tensor):
+                is_number = column.is_floating_point()
+                moved[name] = column.to(vector) if is_number else column.to(vector.device)
+        return replace(self, **moved)
 
 
-def draw_paths(tree, per_outcome, seed):
-    """Up to `per_outcome` correct and as many incorrect valid paths of `tree`, drawn without replacement,
-    weighted by the sum of visits along the path (as in the authors' code): a list of each. Seed, question and
-    tree decide the draw."""
-    random = np.random.default_rng([seed, zlib.crc32(tree.question.encode())])
-    chosen = []
-    for outcome in (1, -1):
-        ends = [i for i, n in enumerate(tree.nodes) if n.terminal and n.valid and n.reward == outcome]
-        weight = np.array([sum(tree.nodes[j].visits for j in tree.path(i)) for i in ends], dtype=float)
-        size = min(per_outcome, len(ends))
-        drawn = random.choice(ends, size, replace=False, p=weight / weight.sum()).tolist() if ends else []
-        chosen.append([tree.path(i) for i in drawn])
-    return chosen
+def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
+                 choose: Callable | None = None) -> Example | None:
+    """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
+    code), or with keep_unsolved none at all.
+
+    choose(tree, n, seed) -> the better and the worse paths, lists of node indices; by default draw_paths.
+    """
+    choose = choose or draw_paths
+    better, worse = choose(tree, n, seed)
+    paths = better + worse
+    if not paths or not (better or keep_unsolved):
+        return None
+    nodes = tree.nodes
+    path = torch.zeros(len(paths), len(nodes))
+    for row, on_path in zip(path, paths):
+        row[on_path] = 1
+    is_paired = choose in (path_pairs, sibling_pairs)
+    whole = [tree.path(on_path[-1]) for on_path in paths]           # a single step comes with its prefix
+
+    def column(numbers):
+        return torch.tensor([float(number) for number in numbers])
+
+    logprob = column([node.logprob for node in nodes])
+    return Example(
+        pack=pack(tree, whole),
+        path=path,
+        correct=torch.arange(len(paths)) < len(better),
+        units=len(better) if is_paired else len(paths),
+        parent=torch.tensor([max(0, node.parent) for node in nodes]),
+        tokens=column([len(node.tokens) for node in nodes]),
+        reward=column([node.reward for node in nodes]),
+        value=column([0.0 if node.terminal else node.value for node in nodes]),
+        sampled=logprob,
+        reference=logprob)
+
+
+def draw_paths(tree, n, seed):
+    """Up to n correct and as many incorrect valid paths of `tree`, drawn without replacement, weighted by the
+    sum of visits along the path (as in the authors' code). Seed, question and tree decide the draw."""
+    random = np.random.default_rng(seed_of(seed, tree.question))
+    drawn = {1: [], -1: []}
+    for outcome, paths in drawn.items():
+        found = [tree.path(i) for i, node in enumerate(tree.nodes) if node.valid and node.reward == outcome]
+        if found:
+            weight = np.array([visits_along(tree, path) for path in found], dtype=float)
+            size = min(n, len(found))
+            order = random.choice(len(found), size, replace=False, p=weight / weight.sum())
+            paths += [found[k] for k in order]
+    return drawn[1], drawn[-1]
+
+
+def visits_along(tree, path):
+    return sum(tree.nodes[i].visits for i in path)
+
+
+def seed_of(seed, *names):
+    """A seed for numpy that belongs to `seed`, of either sign, and `names`."""
+    text = " ".join(map(str, names))
+    return [seed % 2**64, zlib.crc32(text.encode())]
 
 
 def correct_paths(tree, n, seed):
     """RFT trains on correct paths."""
-    return draw_paths(tree, n, seed)[0], []
+    correct, _ = draw_paths(tree, n, seed)
+    return correct, []
 
 
 def path_pairs(tree, n, seed):
     """DPO: up to n pairs of a correct and an incorrect path, such that all drawn paths take part."""
     right, wrong = draw_paths(tree, n, seed)
     pairs = max(len(right), len(wrong)) if right and wrong else 0
-    return [right[k % len(right)] for k in range(pairs)], [wrong[k % len(wrong)] for k in range(pairs)]
+    chosen = [right[k % len(right)] for k in range(pairs)]
+    rejected = [wrong[k % len(wrong)] for k in range(pairs)]
+    return chosen, rejected
 
 
 def sibling_pairs(tree, n, seed):
-    """Step-DPO: in each state the visited, not invalid steps of the largest and of the smallest value; of
-    those pairs the n with the largest gap."""
+    """Step-DPO: in each state the steps of the largest and of the smallest value among those that are valid
+    and whose value is the mean of two outcomes at least; of those pairs the n with the largest gap."""
     pairs = []
     for node in tree.nodes:
-        steps = [i for i in node.children if tree.nodes[i].visits and tree.nodes[i].valid]
-        by_value = sorted(steps, key=lambda i: tree.nodes[i].value)
-        if steps and (gap := tree.nodes[by_value[-1]].value - tree.nodes[by_value[0]].value) > 0:
-            pairs.append((-gap, by_value[-1], by_value[0]))
-    pairs = sorted(pairs)[:n]
-    return [[better] for _, better, _ in pairs], [[worse] for _, _, worse in pairs]
+        steps = [(tree.nodes[i].value, i) for i in node.children if is_comparable(tree.nodes[i])]
+        if steps:
+            high, better = max(steps, key=value_of)
+            low, worse = min(steps, key=value_of)
+            pairs.append((high - low, [better], [worse]))
+    largest = sorted(pairs, key=value_of, reverse=True)[:n]
+    chosen = [better for gap, better, _ in largest if gap > 0]
+    rejected = [worse for gap, _, worse in largest if gap > 0]
+    return chosen, rejected
+
+
+def is_comparable(node):
+    return node.valid and node.visits >= 2
+
+
+def value_of(entry):
+    return entry[0]
 
 
 def any_paths(tree, n, seed):
     """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
-    random = np.random.default_rng([seed, zlib.crc32(tree.question.encode())])
+    random = np.random.default_rng(seed_of(seed, tree.question))
     ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
-    drawn = random.permutation(ends)[:2 * n].tolist()
-    return tuple([tree.path(i) for i in drawn if tree.nodes[i].reward == outcome] for outcome in (1, -1))
+    found = {1: [], -1: []}
+    for i in random.permutation(ends)[:2 * n]:
+        outcome = tree.nodes[i].reward
+        found[outcome].append(tree.path(int(i)))
+    return found[1], found[-1]
 
 
-def make_example(tree, n=4, seed=0, keep_unsolved=False, choose=draw_paths):
-    """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
-    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths."""
-    better, worse = choose(tree, n, seed)
-    if not (better or keep_unsolved and worse):
-        return None
-    rows = better + worse
-    path = torch.zeros(len(rows), len(tree.nodes))
-    for row, nodes in zip(path, rows):
-        row[nodes] = 1
-    column = lambda name: torch.tensor([float(getattr(node, name)) for node in tree.nodes])
-    paired = choose in (path_pairs, sibling_pairs)
-    return Example(pack(tree, [tree.path(nodes[-1]) for nodes in rows]), path,
-                   correct=torch.arange(len(rows)) < len(better), units=len(rows) // (1 + paired),
-                   parent=torch.tensor([max(0, node.parent) for node in tree.nodes]),
-                   reward=column("reward"), value=column("value"), sampled=column("logprob"))
+# What each objective trains on
+OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-dpo": sibling_pairs,
+              "kto": draw_paths, "oreo": draw_paths, "grpo": draw_paths, "vineppo": draw_paths}
 
 
-def add_foreign(examples, seed):
-    """Give each example, for KTO, a path of another question after its own prompt."""
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(examples))
-    for i, j in zip(order, np.roll(order, 1)):
-        if i != j:
-            mine, other = examples[i].pack, examples[j].pack
-            nodes = np.flatnonzero(random.choice(examples[j].path.numpy()))
-            tree = mcts.Tree("", "", prompt=mine.tokens[mine.node == 0].tolist())
-            tree.add(mcts.Node(0, other.tokens[np.isin(other.node, nodes)].tolist()))
-            examples[i].foreign = pack(tree, [[1]])
+def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 0.1, level: str = "step",
+                   z0: float = 0.0, value: Tensor | None = None, alpha: float = 0.01) -> Tensor:
+    """(units,) the loss of one example by one of OBJECTIVES, from `policy`, (num_nodes,) step log-probs.
+
+    level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo.
+    """
+    both = policy, e.reference
+    if objective == "dvo":
+        return dvo_loss(*both, e.credit, e.path, beta, level)
+    if objective == "rft":
+        return rft_loss(policy, e.path)
+    if objective == "dpo":
+        chosen, rejected = e.path.chunk(2)
+        return dpo_loss(*both, chosen, rejected, beta)
+    if objective == "step-dpo":
+        chosen, rejected = e.path.chunk(2)
+        return step_dpo_loss(*both, chosen, rejected, beta)
+    if objective == "kto":
+        return kto_loss(*both, e.path, e.correct, z0, beta)
+    if objective == "oreo":
+        return oreo_loss(*both, value, e.path, e.parent, e.outcome, beta, alpha)
+    if objective == "grpo":                                         # the group: the paths of the question
+        advantage = e.outcome - e.outcome.mean()                    # (P,)
+        return grpo_loss(*both, advantage[:, None].expand_as(e.path), e.tokens, e.path)
+    if objective == "vineppo":
+        return grpo_loss(*both, e.credit, e.tokens, e.path)
+    raise InputError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
+
+
+def critic_loss(e: Example, value: Tensor) -> Tensor:
+    """(units,) the loss of one example for an outcome value model."""
+    return value_loss(value, e.path, e.parent, e.outcome)
+
+
+class Mismatched:
+    """KTO's reference point (arXiv 2402.01306, Sec. 4.1): z0, the mean log-ratio of paths after the prompt of
+    another question, an estimate of KL(pi || pi_ref), at least 0. The pairs are drawn anew for each optimiser
+    step, beforehand, since their reference must be asked before the first update.
+
+    steps: the examples of each optimiser step; context: tokens that a pair may have.
+    """
+
+    def __init__(self, examples: list[Example], steps: list[list[int]], context: int, seed: int):
+        self.z0 = 0.0
+        self.packs = []
+        self.reference = []
+        for step, chosen in enumerate(steps):
+            random = np.random.default_rng(seed_of(seed, "mismatched", step))
+            askers = random.permutation(chosen)
+            lenders = np.roll(askers, 1)
+            pairs = [(examples[i], examples[j]) for i, j in zip(askers, lenders) if i != j]
+            packs = [mismatch(mine, other, random) for mine, other in pairs]
+            self.packs.append([p for p in packs if len(p.tokens) <= context])
+
+    def ask(self, policy, tokens, shard_search=False):
+        """Fill in the reference's log-prob of every pair, before the first update."""
+        flat = list(itertools.chain(*self.packs))
+        vectors = iter(evaluate_packs(policy, flat, "reference of KTO", tokens, shard_search))
+        for packs in self.packs:
+            self.reference.append([next(vectors)[1].item() for _ in packs])
+
+    @torch.no_grad()
+    def update(self, step, policy, tokens):
+        """Set z0 for an optimiser step. All ranks call this."""
+        packs = self.packs[step]
+        total = torch.zeros(1, dtype=torch.float64)
+        for weight, batch in my_micro_batches(packs, tokens):
+            vectors = policy(packs=[packs[i] for i in batch])
+            for i, logprobs in zip(batch, vectors):
+                log_ratio = logprobs[1].item() - self.reference[step][i]
+                total += weight * log_ratio
+        add_over_ranks(total)
+        self.z0 = max(0.0, total.item() / max(1, len(packs)))
+
+
+def mismatch(mine, other, random):
+    """The prompt of one question with a path of another, as node 1."""
+    nodes = np.flatnonzero(random.choice(other.path.numpy()))
+    prompt = mine.pack.tokens[mine.pack.node == 0]
+    path = other.pack.tokens[np.isin(other.pack.node, nodes)]
+    tree = mcts.Tree("", "", prompt=prompt.tolist())
+    tree.add(mcts.Node(0, path.tolist()))
+    return pack(tree, [[1]])
 
 
 # ---------------------------------------------------------------- training
 
 
+class Learner:
+    """A module in training, with an AdamW of its own and its peak learning rate."""
+
+    def __init__(self, module, peak):
+        self.module = module
+        self.peak = peak
+        self.parameters = list(module.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=0.0, fused=True)
+
+    def clip(self):
+        """Scale the gradient to a norm of 1 at most, and return what it was, the same on every rank."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        return norm.item()
+
+    def update(self, share):
+        """An optimiser step at `share` of the peak rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * self.peak
+        self.optimizer.step()
+
+
+def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[list[int]]:
+    """Which of n examples each optimiser step takes: every epoch all of them, in an order of its own."""
+    steps = []
+    for epoch in range(epochs):
+        random = np.random.default_rng([seed % 2**64, epoch])
+        order = random.permutation(n).tolist()
+        for first in range(0, n, questions_per_step):
+            steps.append(order[first:first + questions_per_step])
+    return steps
+
+
+def rate_share(step: int, total: int, warmup_steps: int = 20) -> float:
+    """The share of the peak rate in (0, 1] at step 0 ... total - 1: linear warmup over a tenth of the steps
+    (Sec. 5), but over `warmup_steps` at least, then a cosine to 0.
+
+    Adam's first update moves every weight by the full rate, whatever the gradient: without a warmup of some
+    tens of steps a short training jumps. It may then end before it has reached the peak.
+    """
+    ramp = max(round(0.1 * total), warmup_steps)
+    if step < ramp:
+        return (step + 1) / ramp
+    progress_after = (step - ramp) / (total - ramp)
+    return (1 + math.cos(math.pi * progress_after)) / 2
+
+
+def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, steps: list[list[int]], *,
+          micro_tokens: int, beta: float | None = None, name: str = "train",
+          log: Callable = lambda **fields: None, before_step: Callable = lambda step: None,
+          state: Path | None = None, save_seconds: float = 600.0) -> None:
+    """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
+    pairs) of each optimiser step.
+
+    steps: the indices of the examples of each, see `schedule`. beta: log the implicit rewards of the first
+    learner, beta * log_ratio. before_step(step) is called on every rank.
+    state: a folder that keeps weights and optimisers every `save_seconds` and at the end, and from which
+    training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row raises
+    InputError.
+    """
+    total = len(steps)
+    goes_on = from_rank_0(state is not None and state.exists())
+    first = load_state(state, learners) if goes_on else 0
+    if total and max(rate_share(step, total) for step in range(total)) < 1 and rank() == 0:
+        print(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
+    saved = time.time()
+    bad_in_a_row = 0
+    for step in progress(name, total, "step", iterable=range(first, total), initial=first):
+        start = time.time()
+        # 1. What belongs to the step alone, such as KTO's reference point
+        before_step(step)
+        # 2. Forward and backward
+        chosen = [examples[i] for i in steps[step]]
+        sums = accumulate(learners, chosen, loss_fn, micro_tokens, beta)
+        # 3. Update all learners, or none
+        share = rate_share(step, total)
+        norm, is_finite = update(learners, share)
+        bad_in_a_row = 0 if is_finite else bad_in_a_row + 1
+        if bad_in_a_row == 5:
+            raise InputError("the gradient was not finite for 5 steps in a row; lower the rate")
+        # 4. Log
+        log(step=step + 1, **means(sums, beta), lr=share * learners[0].peak, grad_norm=norm, skipped=not is_finite,
+            tokens_per_second=round(sums["tokens"] / (time.time() - start)))
+        # 5. Save, by the clock of rank 0
+        is_due = from_rank_0(time.time() - saved > save_seconds)
+        if state and (is_due or step + 1 == total):
+            save_state(state, learners, step + 1)
+            saved = time.time()
+
+
+def update(learners, share):
+    """An optimiser step of all learners at `share` of their peak rates, or of none where a gradient is not
+    finite. Returns the norm of the first one's gradient, and whether it was done."""
+    norms = [learner.clip() for learner in learners]
+    is_finite = all(map(math.isfinite, norms))
+    for learner in learners:
+        if is_finite:
+            learner.update(share)
+        learner.optimizer.zero_grad()
+    return norms[0], is_finite
+
+
+def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
+    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return the
+    sums of what `measure` finds, over examples and ranks."""
+    units = sum(e.units for e in chosen)
+    rows = []
+    for weight, batch in my_micro_batches([e.pack for e in chosen], micro_tokens):
+        packs = [chosen[i].pack for i in batch]
+        outputs = [learner.module(packs=packs) for learner in learners]
+        loss = 0.0
+        for i, *vectors in zip(batch, *outputs):
+            example = chosen[i].like(vectors[0])
+            losses = loss_fn(example, *vectors)
+            loss = loss + weight * losses.sum() / units
+            found = measure(example, vectors[0].detach(), losses.detach(), beta or 0.0)
+            rows.append(weight * torch.stack(found).double())
+        (loss * world()).backward()                                 # FSDP averages over ranks: undo that
+    total = torch.stack(rows).sum(0).cpu()
+    add_over_ranks(total)
+    return dict(zip(MEASURED, total.tolist()))
+
+
+MEASURED = ("loss", "units", "tokens", "rewards/chosen", "chosen", "rewards/rejected", "rejected")
+
+
+def measure(e, policy, losses, beta):
+    """What is MEASURED of one example, each a number in a tensor; the implicit reward of a path is beta *
+    log_ratio."""
+    reward = beta * (e.path @ (policy - e.reference))               # (P,)
+    chosen = e.correct.to(reward)
+    rejected = 1 - chosen
+    units = losses.new_tensor(e.units)
+    tokens = losses.new_tensor(len(e.pack.tokens))
+    return [losses.sum(), units, tokens, chosen @ reward, chosen.sum(), rejected @ reward, rejected.sum()]
+
+
+def means(sums, beta):
+    """Loss a unit; with a beta, the implicit reward a path of each outcome, None where there is none."""
+    found = {"loss": sums["loss"] / sums["units"]}
+    for outcome in ("chosen", "rejected") if beta else ():
+        paths = sums[outcome]
+        found[f"rewards/{outcome}"] = sums[f"rewards/{outcome}"] / paths if paths else None
+    return found
+
+
 def micro_batches(packs, tokens):
     """Split the indices of packs, by length, into batches of at most `tokens` padded tokens, or of one."""
     batches = []
-    for i in sorted(range(len(packs)), key=lambda i: len(packs[i].tokens)):
-        length = len(packs[i].tokens)                               # the longest so far
-        if batches and length * (len(batches[-1]) + 1) <= tokens:
+    for i in by_length(packs):
+        longest = padded_length(packs[i])                           # so far
+        if batches and longest * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(i)
         else:
             batches.append([i])
     return batches
 
 
+def by_length(packs):
+    """The indices of packs, the shortest first."""
+    lengths = [len(p.tokens) for p in packs]
+    return np.argsort(lengths, kind="stable").tolist()
+
+
+def my_micro_batches(packs, tokens):
+    """This rank's share of `packs` as (weight, indices), as many on every rank: FSDP's collectives must
+    match, so a rank that runs out repeats a pack with weight 0."""
+    order = by_length(packs)
+    batches = []                                                    # of each rank
+    for r in range(world()):
+        mine = order[r::world()]
+        cut = micro_batches([packs[i] for i in mine], tokens)
+        batches.append([(1.0, [mine[k] for k in batch]) for batch in cut])
+    most = max(map(len, batches))
+    short = most - len(batches[rank()])
+    return batches[rank()] + [(0.0, order[:1])] * short
+
+
 @torch.no_grad()
-def evaluate_packs(policy, packs, name, tokens, shard_search=False, values=False):
-    """policy(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
-    mine, done = share(packs), []
-    with at_own_pace(policy, name, shard_search), progress(name, len(mine), leave=False) as bar:
-        for batch in micro_batches([p for _, p in mine], tokens):
-            results = policy(packs=[mine[k][1] for k in batch], values=values)
-            done += [(mine[k][0], result.cpu()) for k, result in zip(batch, results)]
+def evaluate_packs(module: nn.Module, packs: list[Pack], name: str, tokens: int,
+                   shard_search: bool = False) -> list[Tensor]:
+    """module(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
+    mine = range(len(packs))[rank()::world()]
+    done = []
+    with at_own_pace(module, name, shard_search), progress(name, len(mine), leave=False) as bar:
+        for batch in micro_batches([packs[i] for i in mine], tokens):
+            indices = [mine[k] for k in batch]
+            vectors = module(packs=[packs[i] for i in indices])
+            done += [(i, vector.cpu()) for i, vector in zip(indices, vectors)]
             bar.update(len(batch))
     return gather(done)
 
@@ -421,146 +896,17 @@ def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
     Raises InputError if the trees are another model's."""
     packs = [e.pack for e in examples]
+    distance = 0.0
+    num_tokens = 0.0
     for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
         e.reference = reference
-    foreign = [e for e in examples if e.foreign]
-    packs = [e.foreign for e in foreign]
-    for e, reference in zip(foreign, evaluate_packs(policy, packs, "reference of KTO", tokens, shard_search)):
-        e.foreign_reference = reference[1].item()
-    sampled = sum((e.pack.node > 0).sum() for e in examples)
-    distance = sum((e.reference - e.sampled)[np.unique(e.pack.node)].abs().sum().item() for e in examples)
-    if not distance < 0.1 * sampled:
+        packed = np.unique(e.pack.node)
+        difference = reference[packed] - e.sampled[packed]
+        distance += difference.abs().sum().item()
+        num_tokens += e.tokens[packed].sum().item()
+    if not distance < 0.1 * num_tokens:                             # nor if it is NaN
         raise InputError("these trees were not sampled from this model: its log-probs differ by "
-                         f"{distance / sampled:.2f} nats a token; give the model that searched them")
-
-
-def my_micro_batches(examples, tokens):
-    """This rank's share of an optimiser step as (weight, micro-batch) pairs, as many on every rank: FSDP's
-    collectives must match, so a rank that runs out repeats an example with weight 0."""
-    by_length = sorted(examples, key=lambda e: len(e.pack.tokens))
-    shares = [by_length[r::world()] for r in range(world())]
-    batches = [micro_batches([e.pack for e in part], tokens) for part in shares]
-    mine = [(1, [shares[rank()][i] for i in batch]) for batch in batches[rank()]]
-    return mine + [(0, by_length[:1])] * (max(map(len, batches)) - len(mine))
-
-
-@torch.no_grad()
-def reference_point(policy, batches, n):
-    """KTO's z0: the mean log-ratio of n mismatched question/path pairs, an estimate of KL(pi || pi_ref), at
-    least 0 (arXiv 2402.01306, Sec. 4.1)."""
-    total = torch.zeros(1, dtype=torch.float64)
-    for weight, batch in batches:
-        for e, logprobs in zip(batch, policy(packs=[e.foreign for e in batch])):
-            total += weight * (logprobs[1].item() - e.foreign_reference)
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return max(0.0, total.item() / n)
-
-
-def learning_rate(step, total, peak, warmup):
-    """Linear warmup over the first share `warmup` of all steps, then a cosine to 0."""
-    ramp = max(1, round(warmup * total))
-    cosine = (1 + math.cos(math.pi * max(0, step - ramp) / max(1, total - ramp))) / 2
-    return peak * min((step + 1) / ramp, cosine)
-
-
-def train(policy, examples, loss_fn, *, lr, epochs, questions_per_step, micro_tokens, beta=0.1, warmup=0.1,
-          seed=0, description="train", log=lambda **fields: None, state=None, save_every=100, value_lr=None):
-    """Minimise the mean of loss_fn(example, policy's output) -> (units,) over all units (paths or pairs) of
-    an optimiser step.
-
-    A fresh AdamW, gradient norm clipped at 1. value_lr: ask the policy for values too, and train its value
-    head at this rate. state: a folder that keeps weights and optimiser every `save_every` steps and at the
-    end, and from which training goes on if it exists. A step whose gradient is not finite is skipped; the
-    fifth in a row raises InputError.
-    """
-    values = value_lr is not None
-    groups = [{"params": list(policy.lm.parameters()), "peak": lr}]
-    if values:
-        groups.append({"params": list(policy.value_head.parameters()), "peak": value_lr})
-    parameters = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
-    per_epoch, bad = math.ceil(len(examples) / questions_per_step), 0
-    total = per_epoch * epochs
-    first = load_state(state, policy, optimizer) if state and state.exists() else 0
-    policy.train()
-    for step in progress(description, total, "step", iterable=range(first, total), initial=first):
-        epoch, at = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        chosen = [examples[i] for i in order[at * questions_per_step:(at + 1) * questions_per_step]]
-        units, start = sum(e.units for e in chosen), time.time()
-        sums = torch.zeros(6, dtype=torch.float64)                  # of `metrics`
-        batches = my_micro_batches(chosen, micro_tokens)
-        z0 = reference_point(policy, batches, len(chosen)) if chosen[0].foreign else 0.0
-        for weight, batch in batches:
-            loss = 0
-            for example, out in zip(batch, policy(packs=[e.pack for e in batch], values=values)):
-                example = replace(example.like(out), z0=z0)
-                losses = loss_fn(example, out)
-                loss = loss + weight * losses.sum() / units
-                sums += weight * torch.tensor(metrics(example, out[0] if values else out, losses, beta))
-            (loss * world()).backward()                             # FSDP averages over ranks: undo that
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # the same on every rank
-        bad = 0 if math.isfinite(norm) else bad + 1
-        if bad == 5:
-            raise InputError("the gradient was not finite for 5 steps in a row; lower --lr, or look for NaN "
-                             "in the model")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, group["peak"], warmup)
-        if not bad:
-            optimizer.step()
-        optimizer.zero_grad()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        loss, tokens, reward_chosen, reward_rejected, n_chosen, n_rejected = sums.tolist()
-        log(step=step + 1, loss=loss / units, lr=optimizer.param_groups[0]["lr"], grad_norm=norm,
-            skipped=bool(bad), tokens_per_second=round(tokens / (time.time() - start)),
-            **{"rewards/chosen": reward_chosen / n_chosen if n_chosen else None,
-               "rewards/rejected": reward_rejected / n_rejected if n_rejected else None})
-        if state and ((step + 1) % save_every == 0 or step + 1 == total):
-            save_state(state, policy, optimizer, step + 1)
-    policy.eval()
-
-
-def metrics(example, logprobs, losses, beta):
-    """Of one example: the sum of its losses, its packed tokens, the sums of the implicit rewards of correct
-    and of incorrect paths, and their numbers."""
-    reference = logprobs if example.reference is None else example.reference
-    reward, right = beta * (example.path @ (logprobs - reference).detach()), example.correct
-    return [losses.sum().item(), len(example.pack.tokens), reward[right].sum().item(),
-            reward[~right].sum().item(), right.sum().item(), (~right).sum().item()]
-
-
-def value_targets(policy, examples, valued, lr, *, micro_tokens, shard_search=False, **settings):
-    """Replace the values of the search in `examples` by those of an outcome value model (Sec. 4.4.2): the
-    policy itself and its scalar head, trained on `valued` to predict how their paths end, asked for V, and
-    set back."""
-    own = [p.to_local() if hasattr(p, "to_local") else p for p in policy.parameters()]      # a rank's shards
-    before = [p.detach().to("cpu", copy=True) for p in own]
-    train(policy, valued, lambda e, out: value_loss(out[1], e.path, e.parent, e.outcome), lr=lr, value_lr=lr,
-          micro_tokens=micro_tokens, **settings)
-    packs = [e.pack for e in examples]
-    outs = evaluate_packs(policy, packs, "values", micro_tokens, shard_search, values=True)
-    for e, out in zip(examples, outs):
-        e.value = out[1]
-    with torch.no_grad():
-        for p, old in zip(own, before):
-            p.copy_(old)
-
-
-OBJECTIVES = {      # what each trains on, and its loss: (example, policy's output, beta, level) -> (units,)
-    "dvo": (draw_paths, lambda e, policy, beta, level: dvo_loss(
-        policy, e.reference, e.credit, e.path, beta, level)),
-    "rft": (correct_paths, lambda e, policy, beta, level: rft_loss(policy, e.path)),
-    "dpo": (path_pairs, lambda e, policy, beta, level: dpo_loss(policy, e.reference, *e.path.chunk(2), beta)),
-    "step-dpo": (sibling_pairs, lambda e, policy, beta, level: step_dpo_loss(
-        policy, e.reference, *e.path.chunk(2), beta)),
-    "kto": (draw_paths, lambda e, policy, beta, level: kto_loss(
-        policy, e.reference, e.path, e.correct, e.z0, beta)),
-    "oreo": (draw_paths, lambda e, policy, beta, level: oreo_loss(
-        policy[0], e.reference, policy[1], e.path, e.parent, e.outcome, beta)),
-}
+                         f"{distance / num_tokens:.2f} nats a token; give the model that searched them")
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs
@@ -575,22 +921,15 @@ def world():
 
 
 def meet():
+    """All ranks wait for each other."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def share(items):
-    """This rank's (index, item) pairs of `items`."""
-    return list(enumerate(items))[rank()::world()]
-
-
-def gather(mine):
-    """Every rank's list of (index, item) pairs, as one list of items in the order of their indices."""
-    parts = [mine]
+def add_over_ranks(values):
+    """Sum a tensor of the CPU over the ranks, in place."""
     if dist.is_initialized():
-        parts = [None] * world()
-        dist.all_gather_object(parts, mine)
-    return [item for _, item in sorted(itertools.chain(*parts), key=lambda pair: pair[0])]
+        dist.all_reduce(values)
 
 
 def from_rank_0(item):
@@ -601,103 +940,198 @@ def from_rank_0(item):
     return items[0]
 
 
-def progress(description, total, unit="question", **how):
-    """A progress bar on rank 0; the others work in silence."""
-    return tqdm(desc=description, total=total, unit=unit, disable=rank() > 0, **how)
+def gather(mine):
+    """Every rank's (index, item) pairs, as one list of items in the order of their indices."""
+    parts = [mine]
+    if dist.is_initialized():
+        parts = [None] * world()
+        dist.all_gather_object(parts, mine)
+    pairs = sorted(itertools.chain(*parts), key=lambda pair: pair[0])
+    return [item for _, item in pairs]
 
 
-def start_ranks(device):
-    """Join the process group that torchrun announces; a lone process on a GPU gets a group of its own, since
-    FSDP also provides float32 master weights under bfloat16 compute there. Returns this rank's device."""
+def progress(description, total, unit='question', **how):
+    """A progress bar on rank 0; the others work in silence, and so does a bar of nothing."""
+    return tqdm(desc=description, total=total, unit=unit, disable=rank() > 0 or total == 0, **how)
+
+
+def start_ranks(device, dtype):
+    """Join the process group that torchrun announces, and return this rank's device. A lone process gets a
+    group of its own on a GPU, or for bfloat16: FSDP also keeps float32 master weights there."""
+    own = os.environ.get("LOCAL_RANK")
+    if own and torch.cuda.is_available() and device in (None, "cuda"):
+        device = f"cuda:{own}"
     device = mcts.pick_device(device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+    is_gpu = device.type == "cuda"
+    if is_gpu:
         torch.cuda.set_device(device)
-    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+        torch.backends.cuda.enable_cudnn_sdp(False)     # its gradient can be NaN, and each shape costs a plan
+    backend = "cuda:nccl,cpu:gloo" if is_gpu else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
-    elif device.type == "cuda":
+    elif is_gpu or dtype == "bfloat16":
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device
 
 
-def load_policy(name, device, dtype, offload=False, activation_checkpointing=False, value_head=False):
-    """The Policy and its tokenizer on every rank. In a process group the weights are in float32 (float64 if
-    dtype says so) and sharded, and compute in dtype; rank 0 alone reads them and hands out the shards, so no
-    other rank need hold a full copy. Without a group all is in dtype, by default float32.
+def load_policy(name: str, device: torch.device, dtype: str | None = None, *, offload: bool = False,
+                activation_checkpointing: bool = False) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """The Policy and its tokenizer on every rank.
 
-    offload: weights, gradients and optimiser live in host memory; activation_checkpointing: recompute each
-    decoder block in the backward pass instead of keeping its activations.
+    In a process group the master weights are float32 (float64 if dtype says so) and sharded, and what
+    computes is dtype, by default bfloat16 on a GPU; rank 0 alone reads the weights and hands out the shards.
+    Without a group there is one copy, of dtype float32 (default) or float64. offload: weights, gradients and
+    optimiser live in host memory. activation_checkpointing: decoder blocks are computed again in the backward
+    pass. Raises InputError for what cannot be loaded, or not be searched and trained exactly.
     """
     master = "float64" if dtype == "float64" else "float32"
     if not dist.is_initialized():
-        lm, tokenizer = mcts.load_model(name, device, dtype or master)
-        if activation_checkpointing:
-            lm.gradient_checkpointing_enable()
-        return Policy(lm, value_head=value_head), tokenizer
-    lm, tokenizer = mcts.load_model(name, "meta", master)
-    full = mcts.load_model(name, "cpu", master)[0] if rank() == 0 else None
-    compute = getattr(torch, dtype) if dtype else torch.bfloat16 if device.type == "cuda" else torch.float32
-    policy = Policy(lm, compute, value_head)
-    how = dict(mp_policy=MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=lm.dtype))
-    if offload:
-        how["offload_policy"] = CPUOffloadPolicy()
-    if activation_checkpointing:
-        lm.gradient_checkpointing_enable()
-    for block in decoder_blocks(lm):
-        fully_shard(block, **how)
-    fully_shard(policy, **how)
-    policy.to_empty(device="cpu" if offload else device)
-    weights = Policy(full, value_head=value_head).state_dict() if full else {}
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(policy, weights, options=options)
-    for name, buffer in lm.named_buffers():                         # rotary frequencies are in no state dict
-        if full:
-            buffer.copy_(full.get_buffer(name))
-        dist.broadcast(buffer, src=0)
-    return policy.eval(), tokenizer
+        lm, tokenizer = mcts.load_model(name, device, master)
+        policy = Policy(lm, recompute=activation_checkpointing)
+    else:
+        default = "bfloat16" if device.type == "cuda" else "float32"
+        lm, tokenizer = in_turn(lambda: mcts.load_model(name, "meta", master))
+        policy = Policy(lm, getattr(torch, dtype or default), device, offload, activation_checkpointing)
+        shard(policy, policy)
+        read_weights(policy, name)
+    policy.eval()                                                   # a reference has no dropout
+    mcts.check_model(policy)
+    reshard(policy)
+    return policy, tokenizer
+
+
+def reshard(module):
+    """Give up gathered weights: after a forward the root's own stay, in place of its shards."""
+    for block in sharded_blocks(module):
+        block.reshard()
+
+
+def sharded_blocks(module):
+    return [block for block in module.modules() if isinstance(block, FSDPModule)]
+
+
+def in_turn(work):
+    """What `work` returns, which the first rank of each machine does before the others: it downloads."""
+    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    result = work() if is_first else None
+    wait_for_ranks("in turn")
+    return result if is_first else work()
 
 
 def decoder_blocks(lm):
     return [module for module in lm.modules() if type(module).__name__ in (lm._no_split_modules or ())]
 
 
-@contextmanager
-def at_own_pace(policy, name, shard_search=False):
-    """Let each rank call the policy as often as it likes inside the block; all meet at its end, however late.
+def recompute_blocks(lm):
+    """Activation checkpointing: keep a block's input only. Not transformers' own, which is for train mode."""
+    for block in decoder_blocks(lm):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def shard(module, policy):
+    """Split the parameters of `module`, which are on the meta device, over the ranks, as those of `policy`
+    are: it or its critic. They hold no numbers yet."""
+    how = {"mp_policy": MixedPrecisionPolicy(param_dtype=policy.compute, reduce_dtype=policy.lm.dtype),
+           "mesh": dist.device_mesh.init_device_mesh(policy.device.type, (world(),))}
+    if policy.offload:
+        how["offload_policy"] = CPUOffloadPolicy()
+    for block in decoder_blocks(module.lm):
+        fully_shard(block, **how)
+    fully_shard(module, **how)
+    module.to_empty(device="cpu" if policy.offload else policy.device)
+
+
+def read_weights(policy, name):
+    """Give a policy the weights in the folder or hub name `name`: rank 0 reads, all get their shards."""
+    full, weights = None, {}
+    if rank() == 0:
+        full, _ = mcts.load_model(name, "cpu", str(policy.lm.dtype).removeprefix("torch."))
+        weights = {f"lm.{key}": weight for key, weight in full.state_dict().items()}
+    wait_for_ranks("weights")                                       # it may take long to download them
+    if not dist.is_initialized():
+        policy.load_state_dict(weights)
+        return
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(policy, weights, options=options)
+    for key, buffer in policy.lm.named_buffers():                   # rotary frequencies are in no state dict
+        if full:
+            buffer.copy_(full.get_buffer(key))
+        dist.broadcast(buffer, src=0)
+
+
+def make_critic(policy: Policy) -> Critic:
+    """A critic with the policy's present weights, sharded alike, and a head of zeros."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(policy.config, dtype=policy.lm.dtype)
+        critic = Critic(lm, policy)
+    if dist.is_initialized():
+        shard(critic, policy)
+    else:
+        critic.to_empty(device=policy.device)
+    own = dict(policy.lm.named_parameters()) | dict(policy.lm.named_buffers())
+    with torch.no_grad():
+        for parameter in critic.head.parameters():
+            parameter.zero_()
+        for name, tensor in [*critic.lm.named_parameters(), *critic.lm.named_buffers()]:
+            tensor.copy_(own[name])                                 # shard to shard
+    return critic.eval()
+
+
+IDLE = Pack(*np.array([[0, 0], [0, 1], [-1, 0], [0, 1]], dtype=np.int32), num_nodes=2)    # the smallest
+
+
+@contextlib.contextmanager
+def at_own_pace(module, name, shard_search=False):
+    """Let each rank call `module` as often as it likes inside the block; all meet at its end, however late.
 
     By default every rank holds all weights in the compute type meanwhile, so no collective runs. With
-    shard_search (for a model that does not fit) the weights stay sharded and each forward gathers them layer
-    by layer: then all ranks must run the same number, so a rank that is done runs idle ones until all are.
+    shard_search (for a model that does not fit) the weights stay sharded and each forward gathers them block
+    by block: then all ranks must run the same number, so a rank that is done runs idle ones until all are.
     """
-    blocks = [m for m in policy.modules() if isinstance(m, FSDPModule)]
+    blocks = sharded_blocks(module)
     if blocks and shard_search:
-        def somebody_works(me):
-            working = torch.tensor(float(me))
-            dist.all_reduce(working)
-            return working > 0
-        announce = policy.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
-        yield
-        announce.remove()
+        with announced(module):
+            yield
         with torch.no_grad():
             while somebody_works(False):
-                policy(input_ids=torch.zeros(1, 1, dtype=torch.long, device=policy.device), use_cache=False)
-    else:
-        for block in blocks:
-            block.set_reshard_after_forward(False, recurse=False)
-            block.unshard()
+                module(packs=[IDLE])
+        return reshard(module)
+    for block in blocks:
+        block.set_reshard_after_forward(False, recurse=False)
+        block.unshard()
+    try:
         yield
         wait_for_ranks(name)
-    for block in blocks:
-        block.set_reshard_after_forward(block is not policy, recurse=False)     # the root is needed at once
-        block.reshard()
+    finally:
+        for block in blocks:
+            is_root = block is module                               # as FSDP does by default
+            block.set_reshard_after_forward(not is_root, recurse=False)
+        reshard(module)
+
+
+@contextlib.contextmanager
+def announced(module):
+    """Inside, every forward of `module` tells the other ranks first that this rank still works."""
+    hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def somebody_works(me):
+    """Whether any rank says that it works. All ranks call this once before each forward, idle ones too."""
+    working = torch.tensor(float(me))
+    add_over_ranks(working)
+    return bool(working > 0)
 
 
 def wait_for_ranks(name, patience=60):
     """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
     if world() == 1:
         return
-    store, start = dist.distributed_c10d._get_default_store(), time.time()
+    store = dist.distributed_c10d._get_default_store()
+    start = time.time()
     times = store.add(f"{name}/{rank()}", 1)                        # this rank has come here under this name
     while waiting := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
         time.sleep(0.2)
@@ -709,413 +1143,750 @@ def wait_for_ranks(name, patience=60):
         time.sleep(0.01)                    # the store may live in its process, so it leaves last
 
 
-def memory_plan(config, args, compute=2):
-    """GiB that a rank needs at its peaks: {"train": {what: GiB}, "search": {...}}, and all ranks in "host".
-
-    args: the flags of the command line; compute: bytes of a number in the compute type, 2 for bfloat16. No
-    weights are read. Training peaks where a backward pass begins, in all but the first micro-batch.
-    """
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
-    blocks = decoder_blocks(lm)
-    total, block = (sum(p.numel() for p in m.parameters()) for m in (lm, blocks[0]))
-    root, ranks, L, T = total - block * len(blocks), args.ranks, len(blocks), args.micro_tokens
-    d, ff, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    D, sharded = getattr(config, "head_dim", None) or d // heads, ranks > 1 or compute == 2
-    state = {"weights": 4 * total / ranks, "gradients": 4 * total / ranks, "AdamW": 8 * total / ranks}
-    gathered = compute * (root + 2 * block) + (compute + 4) * max(root, block) if sharded else 0
-    # What a Llama block keeps for its backward pass: two norms (input in float32, normed, output), the query,
-    # keys and values repeated for every query head, attention's output, gate, silu, up and their product.
-    kept = T * (compute * 4 * (d + heads * D + ff) + 8 * d)
-    logits = min(2**26, T * config.vocab_size) * (12 + compute)     # a chunk, its gradient, their copies
-    masks = T * T * (compute + 2)
-    if args.activation_checkpointing:                               # the head's backward pass comes first
-        activations = L * T * compute * d + max(logits, kept)
-    else:
-        activations = L * kept + logits
-    in_use = compute * (root + 2 * block if args.shard_search else total) if sharded else 0
-    slots = (args.slots or (64 if compute == 2 else 16)) * 3 // 2
-    kv = 2 * compute * L * config.num_key_value_heads * D           # bytes a token
-    per_slot = kv * (1024 + (args.candidates or args.breadth) * args.max_step_tokens)
-    plan = {"train": state | {"gathered weights, their gradients": gathered,
-                              f"activations of {T} tokens, logits": activations + masks},
-            "search": {"weights": state["weights"], "weights in use": in_use,
-                       f"KV of {slots} slots of {per_slot / 2**20:.0f} MiB (paths of 1024 tokens)":
-                       slots * per_slot},
-            "host": {}}
-    if args.offload:
-        plan["host"] = {what: plan["train"].pop(what) * ranks for what in state}
-        del plan["search"]["weights"]
-    return {phase: {what: size / 2**30 for what, size in parts.items()} for phase, parts in plan.items()}
-
-
-def print_plan(args):
-    """Print the memory plan as configured, and with which of the flags that save memory it fits."""
-    try:
-        config = AutoConfig.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model configuration at {args.model!r} ({reason(error)})") from None
-    for phase, parts in memory_plan(config, args).items():
-        for what, size in parts.items():
-            print(f"{phase:8}{size:10.1f} GiB  {what}")
-    print(f"\nof {args.gpu_memory:g} GiB a GPU, on {args.ranks} GPUs (10 % left for library and fragments):")
-    for chosen in itertools.product((False, True), repeat=3):
-        flags = dict(zip(("activation_checkpointing", "offload", "shard_search"), chosen))
-        plan = memory_plan(config, argparse.Namespace(**vars(args) | flags))
-        train, search, host = (sum(parts.values()) for parts in plan.values())
-        fits = "fits" if max(train, search) <= 0.9 * args.gpu_memory else "does not fit"
-        print(f"  {fits:13} training {train:7.1f}, search {search:7.1f}, host {host:7.1f}  ",
-              *(f"--{name.replace('_', '-')}" for name, on in flags.items() if on))
-
-
 # ---------------------------------------------------------------- what a run leaves on disk
 
 
-def reason(error, line=0):
-    """One line of an error's message, by default the first."""
-    return (str(error).strip() or type(error).__name__).splitlines()[line]
-
-
-class Stopped(BaseException):
-    """A signal asked the run to end; `number` says which, since checkpoints wrap what is raised in them."""
-    number = 0
-
-
-def stop(number, frame):
-    Stopped.number = number
-    raise Stopped
+# dcp says so at each save of a lone process, which is just what is wanted
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 
 
 def put(path, write):
     """Let write(new) make a file or folder under a temporary name; it gets its own name when complete. All
     ranks call this; they meet before and after the renaming."""
     new = path.with_name(path.name + ".new")
-    if rank() == 0 and new.is_dir():
-        shutil.rmtree(new)                                          # left by a run that was killed
+    old = path.with_name(path.name + ".old")
     meet()
     try:
         write(new)
-    except (Exception, CheckpointException) as error:               # the latter is no Exception
-        if Stopped.number:
-            raise Stopped from None
-        raise InputError(f"cannot write {path} ({reason(error, -1)}); free some space, and the same command "
+    except (Exception, CheckpointException) as error:               # a full disk has many faces
+        raise InputError(f"cannot write {path} ({last_line(error)}); free some space, and the same command "
                          "goes on from what is saved") from None
     meet()
     if rank() == 0:
-        old = path.with_name(path.name + ".old")
         if path.exists():
             path.rename(old)
         new.rename(path)
         if old.is_dir():
             shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
     meet()
 
 
-def save_state(folder, policy, optimizer, step):
-    """Master weights, optimiser and step, each rank its shards: what training goes on from."""
-    model, moments = get_state_dict(policy, optimizer)
-    state = {"model": model, "optimizer": moments, "step": step}
+def clean_up(folder):
+    """Undo what a kill in the middle of `put` has left."""
+    for new in folder.rglob("*.new"):
+        shutil.rmtree(new, ignore_errors=True)
+        new.unlink(missing_ok=True)
+    for old in folder.rglob("*.old"):
+        path = old.with_suffix("")
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+
+
+def last_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def put_text(path, text):
+    """Rank 0 writes `text`. All ranks call this."""
+    put(path, lambda new: rank() == 0 and new.write_text(text, encoding="utf-8"))
+
+
+def state_of(learners):
+    """Weights and optimiser state of each learner, by names that load on any number of ranks."""
+    state = {}
+    for i, learner in enumerate(learners):
+        state[f"model{i}"], state[f"optimizer{i}"] = get_state_dict(learner.module, learner.optimizer)
+    return state
+
+
+def save_state(folder, learners, step):
+    """Master weights, optimisers and step, each rank its shards: what training goes on from."""
+    state = state_of(learners) | {"step": step}
     put(folder, lambda new: dcp.save(state, checkpoint_id=new))
 
 
-def load_state(folder, policy, optimizer=None):
-    """Load what save_state saved, on any number of ranks; without an optimiser, the weights only."""
-    model, moments = get_state_dict(policy, optimizer or [])
-    state = {"model": model, "step": 0} | ({"optimizer": moments} if optimizer else {})
-    try:
-        dcp.load(state, checkpoint_id=folder)
-    except (Exception, CheckpointException) as error:
-        if Stopped.number:
-            raise Stopped from None
-        raise InputError(f"the training state {folder} cannot be read ({reason(error)}); delete it to train "
-                         "this round again") from None
-    set_state_dict(policy, optimizer or [], model_state_dict=model, optim_state_dict=moments)
+def load_state(folder, learners):
+    """Load what save_state saved, on any number of ranks, and return the step."""
+    state = state_of(learners) | {"step": 0}
+    read_state(folder, state)
+    for i, learner in enumerate(learners):
+        set_state_dict(learner.module, learner.optimizer, model_state_dict=state[f"model{i}"],
+                       optim_state_dict=state[f"optimizer{i}"])
     return state["step"]
 
 
-def save_model(policy, tokenizer, folder):
+def save_weights(folder, policy):
+    """Master weights alone, where no training goes on."""
+    state = {"model0": get_model_state_dict(policy)}
+    put(folder, lambda new: dcp.save(state, checkpoint_id=new))
+
+
+def load_weights(folder, policy):
+    """Load the policy, the first learner, from what save_state or save_weights saved."""
+    weights = get_model_state_dict(policy)
+    read_state(folder, {"model0": weights})
+    set_model_state_dict(policy, weights)
+
+
+def read_state(folder, state):
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
+        raise InputError(f"the training state {folder} cannot be read ({last_line(error)}); restore it, or "
+                         "start anew with another --out") from None
+
+
+def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a Hugging Face folder that from_pretrained or vLLM loads, in the compute type. All ranks call
     this; rank 0 gathers and writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(policy, options=options)         # empty but on rank 0
 
     def write(new):
-        if rank() == 0:
-            for name in list(weights):
-                weight = weights.pop(name)
-                if name.startswith("lm."):                          # not the value head
-                    weights[name.removeprefix("lm.")] = weight.to(policy.compute)
-            policy.lm.save_pretrained(new, state_dict=weights)
-            tokenizer.save_pretrained(new)
-            own, policy.config.dtype = policy.config.dtype, policy.compute
-            policy.config.save_pretrained(new)              # again: it had named the master weights' type
-            policy.config.dtype = own
+        if rank() > 0:
+            return
+        for name in list(weights):
+            weight = weights.pop(name)
+            weights[name.removeprefix("lm.")] = weight.to(policy.compute)
+        policy.lm.save_pretrained(new, state_dict=weights)
+        tokenizer.save_pretrained(new)
+        config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(policy.compute).removeprefix("torch.")        # it named the master weights'
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
     put(folder, write)
 
 
 class Run:
     """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on.
 
-    The same command continues it: finished trees, evaluations and rounds are not done again. Raises
-    InputError if the folder holds a run with other settings or is not writable. Rank 0 alone writes the log.
+    The same command continues it: what has its file is not done again. Raises InputError if the folder holds
+    a run with other settings or is not writable. Rank 0 alone writes the log.
     """
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
-            "activation_checkpointing", "plan", "ranks", "gpu_memory"}      # may change: results do not
+            "activation_checkpointing", "save_minutes"}     # may change between starts: results do not
 
-    def __init__(self, folder, settings):
-        self.folder, self.round, self.step, self.events = Path(folder), 0, 0, []
-        self.given, self.tokenizer, problem = settings.get("trees"), None, None
+    def __init__(self, folder, args):
+        self.folder = Path(folder)
+        self.args = args
+        self.round = 0
+        self.policy, self.tokenizer = None, None                    # when they are loaded
+        problem = None
         if rank() == 0:
             try:
-                self._open(json.loads(json.dumps({k: v for k, v in settings.items() if k not in self.FREE})))
-            except OSError as error:
-                problem = f"cannot write to the run folder {folder}: {error.strerror}; choose another --out"
-            except json.JSONDecodeError:
-                problem = (f"config.json or log.jsonl in {folder} is not JSON any more; restore it, or "
-                           "choose another --out")
+                self._open()
             except InputError as error:
                 problem = str(error)
+            except OSError as error:
+                problem = f"cannot write to the run folder {folder}: {error.strerror}; choose another --out"
         problem = from_rank_0(problem)
         if problem:
             raise InputError(problem)
 
-    def _open(self, settings):
-        config, log = self.folder / "config.json", self.folder / "log.jsonl"
+    def _open(self):
+        config = self.folder / "config.json"
+        fixed = {name: value for name, value in vars(self.args).items() if name not in self.FREE}
+        settings = json.loads(json.dumps(fixed))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.folder / ".lock", "w")
+        new = config.with_name("config.json.new")
+        if not config.exists():
+            if any(path != new for path in self.folder.iterdir()):
+                raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
+            new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            new.rename(config)
+        self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
+        clean_up(self.folder)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is at work in {self.folder}; wait for it, or choose "
-                             "another --out") from None
-        if config.exists():
-            old = json.loads(config.read_text())
-            differ = [f"{name} was {old.get(name)!r} and is {settings.get(name)!r}"
-                      for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
-            if differ:
-                raise InputError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}); "
-                                 "repeat those, or choose another --out")
-        elif any(path.name != ".lock" for path in self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-        else:
-            config.with_suffix(".new").write_text(json.dumps(settings, indent=1) + "\n")
-            config.with_suffix(".new").rename(config)
-        if log.exists():
-            drop_torn_line(log)
-            self.events = [json.loads(line) for line in open(log, encoding="utf-8")]
-        self.lines = open(log, "a", encoding="utf-8")
+            old = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
+        differ = [f"{name} was {old.get(name)!r} and is {settings.get(name)!r}"
+                  for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
+        if differ:
+            raise InputError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}); repeat "
+                             "those, or choose another --out")
 
-    def log(self, event, since=None, **fields):
-        """Write one line; `since`, the time at which the event began, becomes its seconds."""
+    def log(self, event, **fields):
+        """Write one line."""
         if rank() == 0:
-            now, where = time.time(), {"event": event, "round": self.round, "step": self.step}
-            seconds = {} if since is None else {"seconds": round(now - since, 1)}
-            entry = where | {"time": round(now, 3)} | fields | seconds
-            self.lines.write(json.dumps(entry) + "\n")
-            self.lines.flush()
-            self.events.append(entry)
+            when = {"event": event, "round": self.round, "time": round(time.time(), 3)}
+            tasks.write_line(self.lines, when | fields)
 
-    def not_evaluated(self, names):
-        """Those tasks that have no result of the current round, as rank 0 knows, which has read the log."""
-        known = [e["task"] for e in self.events if e["event"] == "eval" and e["round"] == self.round]
-        return from_rank_0([name for name in names if name not in known])
+    def training(self, event, label, state):
+        """What every training of a run is called with: its event in the log, its label and its state."""
+        args = self.args
+        return {"micro_tokens": args.micro_tokens, "save_seconds": 60 * args.save_minutes, "name": label,
+                "log": functools.partial(self.log, event), "state": self.file(state)}
 
-    def file(self, name, r=None):
-        """A path in the folder of round r (default: the current one), which is made."""
-        path = self.folder / f"round{self.round if r is None else r}" / name
+    def file(self, name, of_round=None):
+        """A path in the folder of a round (default: the current one), which is made."""
+        path = self.folder / f"round{self.round if of_round is None else of_round}" / name
         path.parent.mkdir(exist_ok=True)
         return path
 
-    def trees(self):
-        """All trees of the current round, or those given with --trees, one at a time."""
-        for path in self.given or sorted(self.file("").glob("trees.rank*.jsonl")):
-            for tree in mcts.read_trees(path):
-                if tree.config.get("tokenizer", self.tokenizer) != self.tokenizer:
-                    raise InputError(f"the trees in {path} were searched with another tokenizer or chat "
-                                     "template; give the model and tokenizer that searched them")
-                yield tree
+    def result(self, stage, of_round=None):
+        """What a stage found, empty if it is not done."""
+        path = self.file(f"{stage}.json", of_round)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def files(self, name):
+        """What ranks have written as NAME.rank*.jsonl in the current round."""
+        return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
+
+    def records(self, name):
+        """All records of those files."""
+        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+
+    def unfinished(self, name, problems):
+        """This rank's share of the problems that NAME.rank*.jsonl do not hold yet. All ranks call this."""
+        if rank() == 0:
+            for path in self.files(name):
+                tasks.open_lines(path).close()                      # drops a line that was torn
+        meet()
+        done = {record["question"] for record in self.records(name)}
+        meet()                                                      # all have read before one writes
+        todo = [problem for problem in problems if problem["question"] not in done]
+        return todo[rank()::world()]
 
 
-def drop_torn_line(path):
-    """Cut a last line that was not written to its end."""
-    text = path.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        print(f"{path}: dropped an unfinished last line", file=sys.stderr)
-        os.truncate(path, whole)
+# ---------------------------------------------------------------- the stages of a run
+
+BASE = -1                     # weights of the model as it was given; 0: after bootstrapping; r: after round r
 
 
-# ---------------------------------------------------------------- rounds
+@dataclass
+class Stage:
+    """A part of a run. It is done when its file is there, NAME.json in the folder of its round, which holds
+    what work(run, name, problems) found."""
+    round: int
+    name: str
+    weights: int              # BASE, or the round whose weights it starts from
+    work: Callable
+    problems: list[dict] = ()
+    trains: bool = False      # it leaves the policy with the weights of its own round
 
 
-WORKED = [("A shelf holds 4 rows of 9 books. 7 books are lent out. How many are left?",
-           "There are 4 * 9 = 36 books on the shelf.\n\n7 are lent out, so 36 - 7 = 29 are left.\n\n"
-           "Final Answer: 29"),
-          ("What is the sum of the solutions of x^2 - 5x + 6 = 0?",
-           "The equation factors as (x - 2)(x - 3) = 0.\n\nIts solutions are 2 and 3, and 2 + 3 = 5.\n\n"
-           "Final Answer: 5"),
-          ("Which of these floats on water?\nA) a stone\nB) a cork\nC) a coin",
-           "What is less dense than water floats on it.\n\n"
-           "Stone and metal are denser than water, cork is less dense.\n\nFinal Answer: B")]
+def plan_stages(args, problems, eval_sets):
+    """Bootstrapping if asked for, then search, training and evaluation of each round."""
+    plan = []
+    weights = BASE
+    if args.bootstrap:
+        questions = problems[:args.bootstrap_questions]
+        held_back, _ = hold_back(questions)
+        plan += [Stage(0, "sampled", BASE, sample_demonstrations, questions),
+                 Stage(0, "before", BASE, measure_form, held_back),
+                 Stage(0, "imitated", BASE, imitate_demonstrations, questions, trains=True),
+                 Stage(0, "after", 0, measure_form, held_back),
+                 Stage(0, "bootstrap", 0, keep_better_base, trains=True)]
+        weights = 0
+    for r in range(args.rounds + 1):
+        if r > 0 and not args.trees:
+            plan.append(Stage(r, "search", weights, search_round, questions_of_round(r, problems, args)))
+        if r > 0 and args.targets == "value-model":
+            plan.append(Stage(r, "values", weights, value_round))
+        if r > 0:
+            plan.append(Stage(r, "trained", weights, train_round, trains=True))
+            weights = r
+        for task, questions in eval_sets.items():
+            plan.append(Stage(r, f"eval-{short_name(task)}", weights, evaluate_round, questions))
+    return plan
 
 
-def demonstration(tokenizer, problem, response):
-    """The Example of one correct response (token ids) to imitate: a tree of one path of one node."""
+def questions_of_round(r, problems, args):
+    """Drawn by seed without replacement, over the rounds too, until all have been drawn."""
+    order = np.random.default_rng(seed_of(args.seed, "questions")).permutation(len(problems))
+    n = min(len(problems), args.questions_per_round)
+    first = (r - 1) * args.questions_per_round
+    return [problems[order[i % len(order)]] for i in range(first, first + n)]
+
+
+def run_stages(run, plan):
+    """Do what is not done yet. The policy gets the weights that a stage starts from, unless it holds them."""
+    held = BASE
+    for stage in plan:
+        run.round = stage.round
+        path = run.file(f"{stage.name}.json")
+        if from_rank_0(path.exists()):
+            continue
+        if stage.weights != held:
+            take_weights(run, stage.weights)
+        start = time.time()
+        found = stage.work(run, stage.name, stage.problems) | {"seconds": round(time.time() - start, 1)}
+        run.log(stage.name, **found)
+        put_text(path, json.dumps(found, indent=1) + "\n")
+        if rank() == 0:
+            tidy(run, stage)
+        held = stage.round if stage.trains else stage.weights
+        if run.policy.device.type == "cuda":
+            torch.cuda.empty_cache()                                # the next stage needs other sizes
+
+
+def tidy(run, stage):
+    """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
+    model = run.file("model")
+    if model.exists():
+        (model / "README.md").write_text(model_card(run), encoding="utf-8")
+    if stage.trains and stage.round > 0:                            # later rounds start from this one
+        shutil.rmtree(run.file("state", stage.round - 1), ignore_errors=True)
+        shutil.rmtree(run.file("critic"), ignore_errors=True)
+
+
+def take_weights(run, weights):
+    """Give the policy the weights of BASE or of a round."""
+    if weights == BASE:
+        read_weights(run.policy, run.args.model)
+    else:
+        load_weights(run.file("state", weights), run.policy)
+
+
+def short_name(task):
+    """What a task or a file of questions is called in file names and tables."""
+    return Path(task).stem
+
+
+# Format bootstrapping (App. B): the base learns to write steps from its own correct responses
+
+WORKED = [
+    ("A shelf holds 4 rows of 9 books. 7 of the books are lent out, and then 3 come back. How many books are "
+     "on the shelf now?",
+     "First I find how many books the full shelf holds: 4 rows of 9 books are 4 * 9 = 36 books.\n\n"
+     "Then 7 of them are lent out, which leaves 36 - 7 = 29 books.\n\n"
+     "Then 3 books come back, so there are 29 + 3 = 32 books on the shelf.\n\n"
+     "Final Answer: 32"),
+    ("What is the sum of the solutions of x^2 - 5x + 6 = 0?",
+     "I look for two numbers whose product is 6 and whose sum is 5. These are 2 and 3.\n\n"
+     "So the equation factors as (x - 2)(x - 3) = 0.\n\n"
+     "A product is zero if one of its factors is, so the solutions are x = 2 and x = 3.\n\n"
+     "Their sum is 2 + 3 = 5.\n\n"
+     "Final Answer: 5"),
+    ("Which of these floats on water?\nA) a stone\nB) a cork\nC) a coin",
+     "An object floats on water if it is less dense than water, so I compare the three materials.\n\n"
+     "A stone is made of minerals, and a coin is made of metal. Both are denser than water and sink.\n\n"
+     "A cork is full of tiny pockets of air, which makes it less dense than water, so it floats.\n\n"
+     "Final Answer: B")]
+
+
+def hold_back(questions):
+    """A fifth of the bootstrapping questions, which are measured and never imitated; and the others."""
+    n = math.ceil(len(questions) / 5)
+    return questions[:n], questions[n:]
+
+
+def sample_demonstrations(run, name, problems):
+    """Sample responses and keep them as they come. A model with a chat template shows its own way of solving
+    better than worked examples do; one without needs them to see the form."""
+    args = run.args
+    shots = args.bootstrap_shots
+    if shots is None:
+        shots = 0 if run.tokenizer.chat_template else len(WORKED)
+    mine = run.unfinished("samples", problems)
+    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots]) for p in mine]
+    n = args.bootstrap_samples
+    lines = tasks.open_lines(run.file(f"samples.rank{rank()}.jsonl"))
+    with lines, sampling(run, "bootstrap: sample", len(mine) * n) as bar:
+        for i, samples in respond(run, prompts, n, args.bootstrap_temperature, bar):
+            drawn = [{"tokens": s.tokens, "text": s.text, "end": s.end,
+                      "correct": tasks.grade(s.text, mine[i]["answer"])} for s in samples]
+            tasks.write_line(lines, mine[i] | {"samples": drawn})
+    return {"questions": len(problems), "worked_examples": shots}
+
+
+@contextlib.contextmanager
+def sampling(run, name, responses):
+    """At its own pace, each rank draws `responses`: a bar that counts their tokens."""
+    tokens = responses * run.args.max_new_tokens
+    with (at_own_pace(run.policy, name, run.args.shard_search),
+          progress(name, tokens, "token", unit_scale=True) as bar):
+        yield bar
+
+
+def respond(run, prompts, n, temperature, bar):
+    """n responses to each prompt: (index, samples), as they finish."""
+    args = run.args
+    return mcts.stream(run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
+                       max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
+                       progress=bar.update)
+
+
+def measure_form(run, name, problems):
+    """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
+    records = answer_questions(run, name, problems)
+    counts = Counter()
+    for response in itertools.chain.from_iterable(record["responses"] for record in records):
+        is_whole = response["tokens"] < run.args.max_new_tokens
+        is_well_formed = is_whole and has_steps(response["response"])
+        counts["responses"] += 1
+        counts["right"] += response["correct"]
+        counts["well_formed"] += is_well_formed
+        counts["both"] += response["correct"] and is_well_formed
+        counts["steps"] += 1 + response["response"].strip().count("\n\n")
+        counts["tokens"] += response["tokens"]
+    shares = {key: counts[key] / max(1, counts["responses"]) for key in ("right", "well_formed", "both")}
+    tokens_per_step = counts["tokens"] / max(1, counts["steps"])
+    return shares | {"tokens_per_step": tokens_per_step, "responses": counts["responses"]}
+
+
+def has_steps(text):
+    """Whether a response has several steps and announces its answer."""
+    seen = tasks.visible(text)
+    return "\n\n" in seen.strip() and tasks.MARKER in seen
+
+
+def demonstrations(run, problems, most=4):
+    """The Examples of up to `most` correct, well-formed responses to each of `problems`, drawn evenly, so
+    that short and long ones keep their shares and easy questions do not set the style."""
+    wanted = {p["question"] for p in problems}
+    records = [record for record in run.records("samples") if record["question"] in wanted]
+    found = []
+    for record in sorted(records, key=lambda record: record["question"]):
+        good = [s for s in record["samples"]
+                if s["correct"] and s["end"] in ("eos", "answer") and has_steps(s["text"])]
+        random = np.random.default_rng(seed_of(run.args.seed, record["question"]))
+        for i in random.permutation(len(good))[:most]:
+            found.append(demonstration(run.tokenizer, record, good[i]))
+    return found
+
+
+def demonstration(tokenizer, problem, sample):
+    """The Example of one correct response to imitate, after the prompt without worked examples: a tree of one
+    path of one node. A response that ended with its answer's blank line goes on to EOS: elsewhere, the model
+    has to stop by itself."""
     prompt = mcts.build_prompt(tokenizer, problem["question"])
     tree = mcts.Tree(problem["question"], problem["answer"], prompt)
-    tree.add(mcts.Node(0, response, reward=1, terminal=True, visits=1))
+    tokens = list(sample["tokens"])
+    if sample["end"] == "answer" and tokenizer.eos_token_id is not None:
+        tokens.append(tokenizer.eos_token_id)
+    tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
     return make_example(tree)
 
 
-def imitate(policy, examples, **settings):
-    """One epoch of rft_loss."""
-    train(policy, examples, lambda e, logprobs: rft_loss(logprobs, e.path), epochs=1, **settings)
+def imitate(policy, examples, lr, batch, seed, **how):
+    """One epoch of rft_loss, `batch` examples a step."""
+
+    def loss_fn(e, logprobs):
+        return rft_loss(logprobs, e.path)
+
+    steps = schedule(len(examples), 1, batch, seed)
+    train([Learner(policy, lr)], examples, loss_fn, steps, **how)
 
 
-def bootstrap(run, policy, tokenizer, problems, args):
-    """Format bootstrapping (App. B): sample with worked examples in the prompt, keep the correct responses of
-    several steps with a `Final Answer:`, and imitate them without the examples for one epoch; so the base
-    learns to write steps."""
-    start, mine = time.time(), share(problems)
-    prompts = [mcts.build_prompt(tokenizer, p["question"], WORKED) for _, p in mine]
-    with at_own_pace(policy, "bootstrap", args.shard_search), progress("bootstrap: sample", len(mine)) as bar:
-        drawn = mcts.sample(policy, tokenizer, prompts, n=args.bootstrap_samples, seed=args.seed,
-                            max_new_tokens=args.max_new_tokens, progress=bar.update)
-
-    def well_formed(s):
-        return s.end in ("eos", "answer") and mcts.MARKER in s.text and "\n\n" in s.text
-    kept = [(i, {s.text: s.tokens for s in samples if well_formed(s) and tasks.grade(s.text, p["answer"])})
-            for (i, p), samples in zip(mine, drawn)]
-    examples = [demonstration(tokenizer, p, tokens)
-                for p, responses in zip(problems, gather(kept)) for tokens in responses.values()]
-    if not examples:
-        save_state(run.file("state"), policy, torch.optim.AdamW(policy.parameters()), 0)
-    else:
-        imitate(policy, examples, lr=args.bootstrap_lr, questions_per_step=8 * args.questions_per_step,
-                micro_tokens=args.micro_tokens, seed=args.seed, description="bootstrap: train",
-                state=run.file("state"))
-    run.log("bootstrap", start, questions=len(problems), responses=len(examples))
-    save_model(policy, tokenizer, run.file("model"))
+def imitate_demonstrations(run, name, problems):
+    """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that lowers the negative
+    log-likelihood of responses to questions held back. The paper's rate is for thousands of examples; few do
+    not bear it."""
+    args, policy = run.args, run.policy
+    held_back, shown = hold_back(problems)
+    examples = demonstrations(run, shown)
+    unseen = demonstrations(run, held_back)
+    before = nats_per_token(run, unseen)
+    found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
+    batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
+    for rate in [args.bootstrap_lr / 4**k for k in range(3) if examples and unseen]:
+        how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
+        imitate(policy, examples, rate, batch, args.seed, **how)
+        after = nats_per_token(run, unseen)
+        found["tried"][f"{rate:g}"] = after
+        if after < before:
+            found["rate"] = rate
+            break
+        take_weights(run, BASE)
+    save_weights(run.file("state"), policy)
+    return found
 
 
-def search_round(run, policy, tokenizer, problems, args):
-    """Search those of `problems` that have no tree yet, each rank its share."""
-    start = time.time()
+def nats_per_token(run, examples):
+    """Negative log-likelihood of imitated responses; 0 without any."""
+    packs = [e.pack for e in examples]
+    vectors = evaluate_packs(run.policy, packs, "held back", run.args.micro_tokens, run.args.shard_search)
+    total, tokens = 0.0, 0.0
+    for e, logprobs in zip(examples, vectors):
+        total -= logprobs.sum().item()
+        tokens += e.tokens.sum().item()
+    return total / max(1.0, tokens)
+
+
+def keep_better_base(run, name, problems):
+    """Keep the imitating policy if it is right and well-formed more often than before; else the base."""
+    before, after, imitated = run.result("before"), run.result("after"), run.result("imitated")
+    is_better = after["both"] > before["both"]
     if rank() == 0:
-        for path in run.file("").glob("trees.rank*.jsonl"):
-            drop_torn_line(path)
-    meet()
-    done = {tree.question for tree in run.trees()}
-    todo = [p for p in problems if p["question"] not in done]
-    meet()                                                          # all have read before one writes
-    mine = todo[rank()::world()]
+        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
+              f"{before['responses']} to questions held back:")
+        for name, shares in ("before", before), ("after", after):
+            print(f"  {name:7}right {shares['right']:6.1%}, well-formed {shares['well_formed']:6.1%}, "
+                  f"both {shares['both']:6.1%}, {shares['tokens_per_step']:.0f} tokens a step")
+        if not is_better:
+            print("  no gain: the rounds start from the base as it was given")
+        for path in run.file("").glob("state-*"):
+            shutil.rmtree(path)
+    if not is_better:
+        take_weights(run, BASE)
+        save_weights(run.file("state"), run.policy)
+    save_model(run.policy, run.tokenizer, run.file("model"))
+    return {"kept": is_better}
+
+
+# Search, training and evaluation of a round
+
+
+def search_round(run, name, problems):
+    """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
+    args = run.args
+    mine = run.unfinished("trees", problems)
     settings = mcts.search_settings(args) | {"seed": args.seed + run.round}
-    if todo:
-        with (open(run.file(f"trees.rank{rank()}.jsonl"), "a", encoding="utf-8") as out,
-              at_own_pace(policy, f"search of round {run.round}", args.shard_search),
-              progress(f"round {run.round}: search", len(mine) * args.iterations, "iteration") as bar):
-            for tree in mcts.search(policy, tokenizer, mine, tasks.reward, progress=bar.update, **settings):
-                out.write(tree.to_json() + "\n")
-                out.flush()
-        mixed, values = [], []
-        for tree in run.trees():
-            mixed.append({n.reward for n in tree.nodes if n.terminal} == {1, -1})
-            values.append(tree.nodes[0].value)
-        run.log("search", start, trees=len(values), mixed=float(np.mean(mixed)),
-                root_value=float(np.mean(values)))
+    lines = tasks.open_lines(run.file(f"trees.rank{rank()}.jsonl"))
+    label = f"round {run.round}: search"
+    with (lines, at_own_pace(run.policy, label, args.shard_search),
+          progress(label, len(mine) * args.iterations, "iteration") as bar):
+        settings["progress"] = bar.update
+        for tree in mcts.search(run.policy, run.tokenizer, mine, tasks.reward, **settings):
+            tasks.write_line(lines, tree.record())
+    found = describe(trees_of_round(run))
+    if rank() == 0:
+        print(f"round {run.round}: {explain(found)}")
+    return found
 
 
-def train_round(run, policy, tokenizer, args):
-    """Train on the round's trees by the objective of the run and save the model."""
-    start, seed, (choose, loss) = time.time(), args.seed + run.round, OBJECTIVES[args.objective]
-    examples = round_examples(run, args, choose, args.keep_unsolved)
+def trees_of_round(run):
+    """All trees of the current round, or those given with --trees, one at a time."""
+    return own_trees(run.args.trees or run.files("trees"), run.tokenizer)
+
+
+def own_trees(paths, tokenizer):
+    """The trees of some files. Raises InputError if another tokenizer was used to search them."""
+    own = mcts.fingerprint(tokenizer)
+    for path in paths:
+        for tree in mcts.read_trees(path):
+            if tree.config.get("tokenizer", own) != own:
+                raise InputError(f"the trees in {path} were searched with another tokenizer or chat "
+                                 "template; give the model and tokenizer that searched them")
+            yield tree
+
+
+def describe(trees):
+    """Of some trees: how many, how many with a right and a valid wrong solution, the mean value of the root,
+    tokens a step, and the share of each kind of ending."""
+    endings, total = Counter(), Counter()
+    for tree in trees:
+        kinds = Counter(tree.ending(i) for i, node in enumerate(tree.nodes) if node.terminal)
+        endings += kinds
+        total["trees"] += 1
+        for kind in "right", "wrong":
+            total[f"with {kind}"] += kinds[kind] > 0
+        total["mixed"] += kinds["right"] > 0 and kinds["wrong"] > 0
+        total["value"] += tree.nodes[0].value
+        total["steps"] += len(tree.nodes) - 1
+        total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
+    shares = {kind: endings[kind] / max(1, endings.total()) for kind in ("right", "wrong", *REMEDY)}
+    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
+    return counts | {"root_value": total["value"] / max(1, total["trees"]), "endings": shares,
+                     "tokens_per_step": total["tokens"] / max(1, total["steps"])}
+
+
+REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
+          "deep": "solutions have more steps than allowed: raise --depth",
+          "unanswered": f"solutions end without '{tasks.MARKER}': let --bootstrap teach the form, or take a "
+                        "model that follows the instruction"}
+
+
+def explain(found):
+    """What `describe` found, and what to change if most solutions failed in form."""
+    shares = found["endings"]
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    text = (f"{found['trees']} trees, {found['mixed']} with right and wrong solutions; endings: {kinds}; "
+            f"{found['tokens_per_step']:.0f} tokens a step")
+    if shares["right"] + shares["wrong"] < 0.5:
+        worst = max(REMEDY, key=lambda kind: shares[kind])
+        return f"{text}\nMost endings are failures of form, which are no training paths: {REMEDY[worst]}."
+    if not found["with wrong"]:
+        return f"{text}\nNo question has a valid wrong solution to learn from."
+    return text
+
+
+def value_round(run, name, problems):
+    """Train an outcome value model on the round's trees and keep the values it gives to their states."""
+    args = run.args
+    valued = examples_of_round(run, any_paths, keep_unsolved=True)
+    critic = make_critic(run.policy)
+    steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
+    how = run.training("value", f"round {run.round}: value model", "critic")
+    train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
+    packs = [e.pack for e in examples_of_round(run, draw_paths, args.keep_unsolved)]
+    values = evaluate_packs(critic, packs, "values", args.micro_tokens, args.shard_search)
+    put(run.file("values.pt"), lambda new: rank() == 0 and torch.save(values, new))
+    return {"questions": len(valued)}
+
+
+def train_round(run, name, problems):
+    """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
+    here starts from the weights of the round before again, asks for the reference, and then goes on."""
+    args, policy, seed = run.args, run.policy, run.args.seed + run.round
+    examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
-        raise InputError(f"no question of round {run.round} has a correct solution to train on; search more "
-                         "questions or more iterations, or start from a stronger model")
+        raise InputError(nothing_to_train_on(run))
+    if args.targets == "value-model":
+        for e, value in zip(examples, torch.load(run.file("values.pt"), weights_only=True)):
+            e.take_values(value)
+    add_reference(policy, examples, args.micro_tokens, args.shard_search)
+    steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
+    mismatched = None
     if args.objective == "kto":
-        add_foreign(examples, seed)
-    settings = dict(epochs=args.epochs, questions_per_step=args.questions_per_step,
-                    micro_tokens=args.micro_tokens, seed=seed)
-    fixed, names = run.file("reference.pt"), ("reference", "foreign_reference", "value")
-    if fixed.exists():                                              # the run was stopped in training
-        for example, numbers in zip(examples, torch.load(fixed)):
-            vars(example).update(numbers)
-    else:
-        add_reference(policy, examples, args.micro_tokens, args.shard_search)
-        if args.targets == "value-model":
-            value_targets(policy, examples, round_examples(run, args, any_paths, keep_unsolved=True),
-                          args.value_lr, shard_search=args.shard_search, log=partial(log_step, run, "value"),
-                          description=f"round {run.round}: value model", **settings)
-        numbers = [{name: getattr(e, name) for name in names} for e in examples]
-        put(fixed, lambda new: rank() == 0 and torch.save(numbers, new))
+        mismatched = Mismatched(examples, steps, mcts.context_length(policy), seed)
+        mismatched.ask(policy, args.micro_tokens, args.shard_search)
+    learners = [Learner(policy, args.lr)]
+    if args.objective == "oreo":
+        learners.append(Learner(make_critic(policy), args.value_lr))
 
-    train(policy, examples, lambda e, out: loss(e, out, args.beta, args.level), lr=args.lr, beta=args.beta,
-          value_lr=args.value_lr if args.objective == "oreo" else None, state=run.file("state"),
-          log=partial(log_step, run, "train"), description=f"round {run.round}: train", **settings)
-    run.log("trained", start, questions=len(examples), paths=sum(len(e.path) for e in examples))
-    save_model(policy, tokenizer, run.file("model"))
-    if rank() == 0:                                                 # the next round starts from this one
-        shutil.rmtree(run.file("state", run.round - 1), ignore_errors=True)
+    def loss_fn(e, logprobs, value=None):
+        z0 = mismatched.z0 if mismatched else 0.0
+        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, z0=z0,
+                              value=value)
+
+    def before_step(step):
+        if mismatched:
+            mismatched.update(step, policy, args.micro_tokens)
+
+    how = run.training("train", f"round {run.round}: train", "state")
+    train(learners, examples, loss_fn, steps, beta=args.beta, before_step=before_step, **how)
+    save_model(policy, run.tokenizer, run.file("model"))
+    return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
 
 
-def round_examples(run, args, choose, keep_unsolved):
+def examples_of_round(run, choose, keep_unsolved):
     """The examples of the round's trees, by question: not in the order in which the searches ended."""
-    made = [(tree.question, make_example(tree, args.paths, args.seed + run.round, keep_unsolved, choose))
-            for tree in run.trees()]
-    return [e for _, e in sorted(made, key=lambda pair: pair[0]) if e]
+    found = []
+    for tree in trees_of_round(run):
+        example = make_example(tree, run.args.paths, run.args.seed + run.round, keep_unsolved, choose)
+        if example:
+            found.append((tree.question, example))
+    return [example for _, example in sorted(found, key=value_of)]
 
 
-def log_step(run, event, step, **fields):
-    run.step = step
-    run.log(event, **fields)
+def nothing_to_train_on(run):
+    """The sentence for a round without examples: what its trees hold, and what the objective needs."""
+    found = describe(trees_of_round(run))
+    usual = "any of these" if run.args.keep_unsolved else "a correct one"
+    needs = {"dpo": "both of a question", "rft": "a correct one",
+             "step-dpo": "siblings of different value, each backed up twice"}
+    return (f"nothing to train on in round {run.round}: of {found['trees']} questions {found['with right']} "
+            f"have a correct solution and {found['with wrong']} a valid wrong one, and --objective "
+            f"{run.args.objective} needs {needs.get(run.args.objective, usual)}; search more "
+            "questions or iterations, or take questions of another difficulty")
 
 
-def evaluate_round(run, policy, tokenizer, eval_sets, args):
-    """Evaluate on `eval_sets`, each rank its share of the questions."""
-    for task, problems in eval_sets.items():
-        start, mine, name = time.time(), share(problems), f"round {run.round}: evaluate on {task}"
-        with at_own_pace(policy, name, args.shard_search), progress(name, len(mine)) as bar:
-            responses = tasks.respond(
-                policy, tokenizer, [p for _, p in mine], trials=args.trials, temperature=args.temperature,
-                max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update)
-        result = tasks.summarise(gather([(i, r) for (i, _), r in zip(mine, responses)]), args.trials)
-        run.log("eval", start, task=task, **{k: result[k] for k in ("accuracy", "sem", "n", "unanswered")})
+def answer_questions(run, name, problems):
+    """Zero-shot responses to `problems`, each rank its share, kept as they come; the records of all."""
+    args = run.args
+    mine = run.unfinished(name, problems)
+    with sampling(run, f"round {run.round}: {name}", len(mine) * args.trials) as bar:
+
+        def sample(asked, n):
+            prompts = [mcts.build_prompt(run.tokenizer, p["question"]) for p in asked]
+            return respond(run, prompts, n, args.temperature, bar)
+
+        if mine:
+            tasks.evaluate(sample, mine, trials=args.trials, out=run.file(f"{name}.rank{rank()}.jsonl"))
+    records = {record["question"]: record for record in run.records(name)}
+    return [records[p["question"]] for p in problems]
 
 
-def run_rounds(run, policy, tokenizer, problems, eval_sets, args):
-    """The whole of DVO: make the base write steps and evaluate it; then for each round search, train, save,
-    evaluate. Whatever an earlier start of the same run has finished is not done again."""
-    held = -1 if args.bootstrap else 0                              # the round whose weights the policy holds
-    for run.round in range(args.rounds + 1):
-        run.step, new = 0, (run.round > 0 or args.bootstrap) and not run.file("model").exists()
-        evals = {task: eval_sets[task] for task in run.not_evaluated(eval_sets)}
-        needed = run.round - 1 if new else run.round if evals else held
-        if needed != held:
-            load_state(run.file("state", needed), policy)
-            held = needed
-        if new and run.round == 0:
-            bootstrap(run, policy, tokenizer, problems[:args.bootstrap_questions], args)
-        elif new:
-            if not run.given:
-                first, n = (run.round - 1) * args.questions_per_round, len(problems)
-                questions = [problems[i % n] for i in range(first, first + min(n, args.questions_per_round))]
-                search_round(run, policy, tokenizer, questions, args)
-            train_round(run, policy, tokenizer, args)
-        held = run.round if new else held
-        evaluate_round(run, policy, tokenizer, evals, args)
+def evaluate_round(run, name, problems):
+    """Evaluate the round's policy on one task; show a right and a wrong response."""
+    task = name.removeprefix("eval-")
+    records = answer_questions(run, f"responses-{task}", problems)
+    result = tasks.summarise(records, run.args.trials)
+    numbers = {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")}
+    if rank() == 0:
+        show_responses(f"round {run.round}, {task}", records)
+    return numbers | {"task": task}
 
 
-def report(run, eval_sets, rounds):
+def show_responses(where, records):
+    """Print one right and one wrong response of an evaluation."""
+    pairs = [(record, response) for record in records for response in record["responses"]]
+    for word, is_right in ("right", True), ("wrong", False):
+        for record, response in [pair for pair in pairs if pair[1]["correct"] == is_right][:1]:
+            text = f"{record['question']}\n\n{response['response'].strip()}"
+            indented = "\n".join(f"    {line}" for line in text.splitlines())
+            print(f"\n{where}: a {word} response (the answer is {record['answer']})\n\n{indented}\n")
+
+
+def model_card(run):
+    """The README of a saved model: where it comes from, its numbers so far, and how it is asked."""
+    args = run.args
+    how = f"round {run.round} of --objective {args.objective}"
+    if run.round == 0:
+        how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
+    found = [run.result(f"eval-{short_name(task)}") for task in args.eval_data]
+    rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
+    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION"))
+    return f"""\
+# {args.model} after {how}
+
+Trained by Direct Value Optimization (arXiv 2502.13723); the settings are in config.json of the run's folder.
+
+| zero-shot, {args.trials} trials at temperature {args.temperature:g} | accuracy |
+|---|---|
+{rows}
+Ask it as it was trained (for a server of chats: the system turn is the instruction below):
+
+```python
+from transformers import pipeline
+
+prompt = {prompt!r}
+solve = pipeline("text-generation", model=".")  # this folder
+asked = prompt.replace("QUESTION", "What is 12 * 7 - 4?")
+found = solve(asked, add_special_tokens=False, max_new_tokens={args.max_new_tokens}, do_sample=True,
+              temperature={args.temperature:g}, top_k=0, return_full_text=False)
+print(found[0]["generated_text"])
+```
+"""
+
+
+def report(run):
     """Print accuracy, spread and seconds of the base and of every round."""
-    print(f"\n{'':10}{''.join(f'{task[:22]:>24}' for task in eval_sets)}   seconds: search, train, evaluate")
-    for r in range(rounds + 1):
+    names = [short_name(task) for task in run.args.eval_data]
+    print(f"\n{'':10}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
+    for r in range(run.args.rounds + 1):
+        found = [run.result(f"eval-{name}", r) for name in names]
         cells = ""
-        for task in eval_sets:
-            e = next(e for e in run.events if e["event"] == "eval" and e["round"] == r and e["task"] == task)
-            cells += f"{100 * e['accuracy']:>15.1f} ± {100 * e['sem']:.1f} %".rjust(24)
-        seconds = [sum(e["seconds"] for e in run.events if e["event"] in kinds and e["round"] == r)
-                   for kinds in (("search",), ("trained", "bootstrap"), ("eval",))]
+        for e in found:
+            spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
+            cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
+        training = ("sampled", "before", "imitated", "after", "bootstrap", "values", "trained")
+        seconds = [sum(run.result(stage, r).get("seconds", 0) for stage in stages)
+                   for stages in (("search",), training, [f"eval-{name}" for name in names])]
         print(f"{f'round {r}' if r else 'base':10}{cells}   {'  '.join(f'{s:8.1f}' for s in seconds)}")
+
+
+# Rows for other trainers
+
+
+def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int):
+    """Rows of TRL's trainers, conversational: "dpo" (prompt, chosen, rejected), "kto" (prompt, completion,
+    label) or "sft" (prompt, completion). Each solution is decoded as a whole, never joined from its steps."""
+    for tree in trees:
+        prompt = [{"role": "system", "content": mcts.Format().instruction},
+                  {"role": "user", "content": tree.question}]
+
+        def turn(path):
+            tokens = [token for i in path for token in tree.nodes[i].tokens]
+            return [{"role": "assistant", "content": tokenizer.decode(tokens, **mcts.PLAIN).strip()}]
+
+        right, wrong = path_pairs(tree, n, seed) if kind == "dpo" else draw_paths(tree, n, seed)
+        if kind == "dpo":
+            for better, worse in zip(right, wrong):
+                yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
+        if kind == "kto":
+            for path in right + wrong:
+                yield {"prompt": prompt, "completion": turn(path), "label": path in right}
+        if kind == "sft":
+            for path in right:
+                yield {"prompt": prompt, "completion": turn(path)}
 
 
 # ---------------------------------------------------------------- the demo's model
@@ -1125,198 +1896,307 @@ def arithmetic_tokenizer():
     """A token for each number and each piece of text between two, such as `.\\n\\n`; decoding is exact."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    pieces = ["<pad>", "<eos>", ".", ". ", ".\n\n", "Start with ", f"{mcts.MARKER} ", " = "]
+    pieces = ["<pad>", "<eos>", ".", ". ", ".\n\n", "Start with ", f"{tasks.MARKER} ", " = "]
     pieces += [f"{word} " for word in tasks.OPERATIONS]
     pieces += [f" {sign} " for sign, _ in tasks.OPERATIONS.values()]
     pieces += [str(i) for i in range(tasks.LARGEST + 1)]
-    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<pad>"))
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\.\s*|[^\d.]+"), "isolated")
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
                                    chat_template="{{ messages[-1]['content'] }}\n\n")   # needs no instruction
 
 
-def make_base(folder, seed, skip=0.25, low=3, high=6):
-    """Train the demo's base model from random weights on worked solutions of chains of `low` to `high`
-    operations and save it in `folder`.
-
-    A 0.2M-parameter Llama that first sees solutions that write out every operation and then such as skip
-    some, until 99 % of its single operations are right: then what is left to learn is not arithmetic but
-    which steps to take.
-    """
-    torch.manual_seed(seed)
+def random_model(folder, seed):
+    """Write a Llama of 0.2M random weights, and its tokenizer."""
     tokenizer = arithmetic_tokenizer()
-    policy = Policy(LlamaForCausalLM(LlamaConfig(
+    torch.manual_seed(seed)
+    config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=256, initializer_range=0.08, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)))
-    probes = [mcts.build_prompt(tokenizer, p["question"])
-              for p in tasks.arithmetic(300, f"probe {seed}", low, high)]
-    parts = [(10000, 0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_base(folder, seed, device, skip=0.25, low=3, high=6):
+    """Train the demo's base model from random weights on worked solutions of chains of `low` to `high`
+    operations, none of them a question of the demo's own data, and save it in `folder`.
+
+    It first sees solutions that write out every operation and then such as skip some, until 99 % of its
+    single operations are right: then what is left to learn is not arithmetic but which steps to take.
+    """
+    start = folder.with_name("random")
+    in_turn(lambda: rank() == 0 and random_model(start, seed))
+    policy, tokenizer = load_policy(str(start), device, "float32")
+    taken = {p["question"] for split in ("train", "test")
+             for p in tasks.load_problems("arithmetic", split=split)}
+    probes = tasks.arithmetic(300, f"probe {seed}", low, high)
+    parts = [(10000, 0.0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
     for part, (n, often, lr) in enumerate(parts):                   # demonstrations, skipping, rate
-        draw, examples = tasks.random.Random(seed), []
+        draw = random.Random(seed)
+        examples = []
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
-            solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
-            examples.append(demonstration(tokenizer, p, solution + [tokenizer.eos_token_id]))
-        imitate(policy, examples, lr=lr, questions_per_step=16, micro_tokens=2**14, seed=seed,
-                description="base: train from random weights")
-        samples = mcts.sample(policy, tokenizer, probes, max_new_tokens=96, seed=seed, temperature=0.7)
-        right, done = map(sum, zip(*(tasks.single_operations(s.text) for [s] in samples)))
-        if part > 0 and right >= 0.99 * done:
+            if p["question"] not in taken:
+                solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
+                sample = {"tokens": solution + [tokenizer.eos_token_id], "end": "eos"}
+                examples.append(demonstration(tokenizer, p, sample))
+        imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
+        right = from_rank_0(share_of_right_operations(policy, tokenizer, probes, seed))
+        if part > 0 and right >= 0.99:
             break
-    print(f"base: {100 * right / max(1, done):.1f} % of its single operations are right")
+    if rank() == 0:
+        print(f"base: {right:.1%} of its single operations are right")
     save_model(policy, tokenizer, folder)
 
 
-DEMO = dict(bootstrap=False, data="arithmetic", eval_data=["arithmetic"], eval_limit=300, iterations=40,
+def share_of_right_operations(policy, tokenizer, problems, seed):
+    """Of the steps that do one operation, in one response to each of `problems`."""
+    prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in problems]
+    with at_own_pace(policy, "probe"):
+        samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
+    counts = [tasks.single_operations(s.text) for [s] in samples]
+    return sum(right for right, _ in counts) / max(1, sum(done for _, done in counts))
+
+
+DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
             questions_per_round=200, questions_per_step=4, max_step_tokens=32, max_new_tokens=96, lr=1e-4,
             value_lr=1e-3, slots=64)
 
 
-def show_tree(trees):
-    """Draw a tree that holds both outcomes; then a correct and a wrong solution with the steps' credits."""
-    mixed = [t for t in trees if {n.reward for n in t.nodes if n.terminal and n.valid} == {1, -1}]
+def show_what_was_learnt(run):
+    """Draw a tree of the last round that holds both outcomes; then a correct and a wrong solution with the
+    credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call this."""
+    mixed = []
+    for tree in trees_of_round(run):
+        ends = [(n.reward, n.logprob, i) for i, n in enumerate(tree.nodes) if n.terminal and n.valid]
+        likeliest = {reward: i for reward, _, i in sorted(ends)}    # of each outcome
+        if len(likeliest) == 2:
+            visited = sum(n.visits > 0 for n in tree.nodes)
+            mixed.append((abs(visited - 16), tree.question, tree, likeliest))
     if not mixed:
-        return print("no tree of this round holds both outcomes")
-    tree = min(mixed, key=lambda t: abs(sum(n.visits > 0 for n in t.nodes) - 16))
-    print("\nA searched tree (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
-    for name, outcome in ("correct", 1), ("wrong", -1):
-        end = max((i for i, n in enumerate(tree.nodes) if n.terminal and n.valid and n.reward == outcome),
-                  key=lambda i: tree.nodes[i].logprob)
-        print(f"\nA {name} solution and the DVO credit of each step:\n")
-        for i in tree.path(end):
+        return rank() > 0 or print("no tree of this round holds both outcomes")
+    _, _, tree, likeliest = min(mixed, key=lambda found: found[:2])
+    paths = {"correct": tree.path(likeliest[1]), "wrong": tree.path(likeliest[-1])}
+    with torch.no_grad():
+        logprobs = step_logprobs(run.policy, pack(tree, [*paths.values()])).tolist()
+    if rank() > 0:
+        return
+    print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
+    for name, path in paths.items():
+        print(f"\nA {name} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
+        for i in path:
             credit = tree.credit(i)
-            print("  " + mcts.paint(f"{credit:+.2f}", credit) + "  " + " ".join(tree.nodes[i].text.split()))
+            learnt = run.args.beta * (logprobs[i] - tree.nodes[i].logprob)      # sampled by the reference
+            numbers = "  ".join(mcts.paint(f"{number:+.2f}", number) for number in (credit, learnt))
+            print(f"  {numbers}  {' '.join(tree.nodes[i].text.split())}")
 
 
-# ---------------------------------------------------------------- command line
+# ---------------------------------------------------------------- the command
 
 
-def parse_arguments():
-    """The parsed command line. Raises InputError for flags that do not go together."""
+MATHS = ["gsm8k", "math", "agieval-math"]
+COMMONSENSE = ["obqa", "csqa", "arc", "sciq"]
+
+
+# Flags with a number: by group (default, help); the defaults stand here alone
+NUMBERS = {
+    "format bootstrapping (App. B)": {
+        "bootstrap-questions": (500, "that are sampled, a fifth of them held back; paper: 10000"),
+        "bootstrap-samples": (64, "a question; paper: 64"),
+        "bootstrap-temperature": (0.7, "of those samples"),
+        "bootstrap-lr": (2e-5, "or a fourth or sixteenth, if held-back responses bear no more; paper: 2e-5")},
+    "training (Sec. 4.3)": {
+        "beta": (0.1, "of Eq. 10; paper: 0.1"),
+        "rounds": (3, "paper: 3"),
+        "questions-per-round": (10000, "drawn by seed; paper: 10000"),
+        "paths": (4, "correct, and incorrect, paths a question; paper: 4"),
+        "lr": (5e-7, "after a warmup of a tenth of the steps (20 at least), then a cosine; paper: 5e-7"),
+        "value-lr": (1e-5, "of the critic: the value model, or OREO's"),
+        "epochs": (3, "paper: 3"),
+        "questions-per-step": (16, "an optimiser step; paper: 16 of 8 paths = 128"),
+        "micro-tokens": (4096, "packed tokens in one forward, at most"),
+        "save-minutes": (10.0, "between two saved states of a training")},
+    "evaluation (Sec. 5)": {
+        "trials": (3, "responses to each question; paper: 3"),
+        "temperature": (0.7, "paper: 0.7"),
+        "max-new-tokens": (1024, "a response cut at this length is wrong")}}
+
+
+def make_parser():
     parser = argparse.ArgumentParser(
-        description="Direct Value Optimization. "
-                    "Without --model: the demo, on any machine, nothing to download.")
+        description="Direct Value Optimization. Without --model: the demo, nothing to download.")
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="Hugging Face folder or hub name; paper: Llama-3-8B-Instruct")
-    add("--data", default="metamath",
-        help="training questions: task name or JSON Lines file with question and answer (default, paper: "
-             "metamath)")
-    add("--trees", nargs="+", metavar="FILE",
-        help="train one round on these trees of the model instead of searching")
-    add("--eval-data", nargs="*", default=["gsm8k", "math", "agieval-math", "obqa", "csqa", "arc", "sciq"],
-        help="task names or files to evaluate on; none: no evaluation (default, paper: all seven)")
-    add("--eval-limit", type=int, help="evaluate on the first N questions of each")
+    add("--data", nargs="+", metavar="NAME",
+        help="training questions: tasks, or JSON Lines files with question and answer; several are mixed by "
+             "seed (default, paper: metamath)")
+    add("--trees", nargs="+", metavar="FILE", help="train one round on these trees instead of searching")
+    add("--eval-data", nargs="*", metavar="NAME",
+        help=f"tasks or files to evaluate on; none: no evaluation (default, paper: {', '.join(MATHS)} after "
+             f"mathematics, {', '.join(COMMONSENSE)} after those; none after your own files)")
+    add("--eval-limit", type=int, metavar="N", help="evaluate on the first N questions of each")
     add("--out", help="run folder; the same command continues it (default: runs/NAME-OF-MODEL)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     add("--dtype", choices=("float32", "bfloat16", "float64"),
-        help="default: float32 on a CPU, else bfloat16")
+        help="what computes (default: float32 on a CPU, else bfloat16); weights in training are float32")
     add("--device", help="default: the first GPU, else the CPU")
-    add = parser.add_argument_group("format bootstrapping (App. B)").add_argument
-    add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-        help="imitate correct few-shot responses before the first round")
-    add("--bootstrap-questions", type=int, default=500, metavar="N", help="that are sampled (default: 500)")
-    add("--bootstrap-samples", type=int, default=64, metavar="N", help="a question; paper: 64")
-    add("--bootstrap-lr", type=float, default=2e-5, metavar="RATE", help="paper: 2e-5, one epoch")
+    add("--export", choices=("dpo", "kto", "sft"),
+        help="write --trees as rows for TRL's trainers to the file --out, and do nothing else")
     mcts.add_search_flags(parser)
-    add = parser.add_argument_group("training (Sec. 4.3)").add_argument
+    add_training_flags(parser)
+    return parser
+
+
+def add_training_flags(parser):
+    groups = {name: parser.add_argument_group(name) for name in NUMBERS}
+    for name, flags in NUMBERS.items():
+        for flag, (default, text) in flags.items():
+            groups[name].add_argument(f"--{flag}", type=type(default), default=default, metavar="N",
+                                      help=f"{text} (default: {default:g})")
+    add = groups["format bootstrapping (App. B)"].add_argument
+    add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
+        help="imitate the model's own correct, well-formed responses before the first round, if that helps "
+             "on questions held back")
+    add("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
+        help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: few-shot)")
+    add = groups["training (Sec. 4.3)"].add_argument
     add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",
         help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
     add("--targets", choices=("search", "value-model"), default="search",
         help="of the dvo objective: V of the search, or of a value model trained on its trees, as in "
              "Sec. 4.4.2 (default: search)")
-    add("--value-lr", type=float, default=1e-5, metavar="RATE",
-        help="of the value model, and of OREO's value head (default: 1e-5)")
-    add("--beta", type=float, default=0.1, help="paper: 0.1")
-    add("--rounds", type=int, default=3, help="paper: 3")
-    add("--questions-per-round", type=int, default=10000, help="paper: 10000")
-    add("--paths", type=int, default=4, help="correct, and incorrect, paths a question; paper: 4")
     add("--keep-unsolved", action="store_true", help="train on questions without a correct path too")
-    add("--lr", type=float, default=5e-7, help="paper: 5e-7, cosine, warmup 0.1")
-    add("--epochs", type=int, default=3, help="paper: 3")
-    add("--questions-per-step", type=int, default=16, help="an optimiser step; paper: 16 of 8 paths = 128")
-    add("--micro-tokens", type=int, default=4096, help="packed tokens in one forward, at most")
     add = parser.add_argument_group("memory").add_argument
-    add("--plan", action="store_true", help="print what the run needs instead of running it")
-    add("--ranks", type=int, default=8, help="GPUs that --plan assumes (default: 8)")
-    add("--gpu-memory", type=float, default=80, metavar="GIB", help="of each (default: 80)")
     add("--activation-checkpointing", action="store_true",
         help="recompute decoder blocks in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
     add("--shard-search", action="store_true",
         help="keep the weights sharded during search: slower, for models that do not fit on one GPU")
-    add = parser.add_argument_group("evaluation (Sec. 5)").add_argument
-    add("--trials", type=int, default=3, help="paper: 3")
-    add("--temperature", type=float, default=0.7, help="paper: 0.7")
-    add("--max-new-tokens", type=int, default=1024, help="a response cut at this length is wrong")
+
+
+def parse_arguments():
+    """The parsed command line. Raises InputError for flags that do not go together."""
+    parser = make_parser()
     args, _ = parser.parse_known_args()
-    if not args.model:
-        parser.set_defaults(**DEMO)
     if args.trees:
         parser.set_defaults(rounds=1, bootstrap=False)
+    if not args.model:
+        parser.set_defaults(**DEMO)
     args = parser.parse_args()
-    if args.trees and (args.rounds > 1 or args.bootstrap or not args.model):
-        raise InputError("--trees needs --model, and goes with one round and without --bootstrap")
-    for name, usual in ("level", "step"), ("targets", "search"):
-        if args.objective != "dvo" and getattr(args, name) != usual:
-            raise InputError(f"--{name} {getattr(args, name)} goes with --objective dvo only")
-    counts = ("rounds", "questions_per_round", "bootstrap_questions", "bootstrap_samples", "paths", "epochs",
-              "questions_per_step", "micro_tokens", "trials", "max_new_tokens")
-    least = dict.fromkeys(counts, 1) | dict(temperature=0, beta=1e-9, lr=0, value_lr=0)
-    mcts.check_range(**{name: (getattr(args, name), value) for name, value in least.items()})
+    check_arguments(args)
+    args.data = args.data or ["metamath"]
+    if args.model:
+        args.model = os.path.normpath(args.model)                   # MODEL and MODEL/ are one
+    if args.eval_data is None:
+        args.eval_data = [] if args.trees else default_evaluation(args.data)
     return args
 
 
-SAVED = "what is finished is saved, and the same command goes on from there"
+def check_arguments(args):
+    """Raise InputError for flags that do not go together or are out of range."""
+    if args.export and not (args.trees and args.out):
+        raise InputError("--export needs --trees, the files to read, and --out, the file to write")
+    if not args.model and not args.export and (args.trees or args.data != ["arithmetic"]):
+        raise InputError("give --model too: without it this is the demo, whose model knows chains of "
+                         "arithmetic only")
+    if args.trees and (args.rounds > 1 or args.bootstrap):
+        raise InputError("--trees goes with one round and without --bootstrap")
+    for name, usual in ("level", "step"), ("targets", "search"):
+        if args.objective != "dvo" and getattr(args, name) != usual:
+            raise InputError(f"--{name} {getattr(args, name)} goes with --objective dvo only")
+    names = [short_name(task) for task in args.eval_data or []]
+    if len(set(names)) < len(names):
+        raise InputError("two of --eval-data have the same name; their results would have one file")
+    mcts.check_search(mcts.search_settings(args))
+    least = {"eval_limit": 1}
+    for flags in NUMBERS.values():
+        for flag, (default, _) in flags.items():
+            least[flag.replace("-", "_")] = 1 if isinstance(default, int) else 0
+    least["beta"] = 1e-9
+    tasks.check_range(**{name: (getattr(args, name), value) for name, value in least.items()})
+
+
+def default_evaluation(data):
+    """The paper's test sets for training data of a kind; none for files of one's own."""
+    if set(data) & set(COMMONSENSE):
+        return COMMONSENSE
+    if data == ["arithmetic"]:
+        return data
+    return MATHS if set(data) <= set(tasks.TASKS) else []
+
+
+def load_data(args):
+    """The training questions, and the test questions by task."""
+    eval_sets = {}
+    for task in args.eval_data:
+        eval_sets[task] = tasks.load_problems(task, split="test", limit=args.eval_limit)
+    if args.trees:
+        return [], eval_sets
+    problems = tasks.load_problems(args.data, split="train", seed=args.seed)
+    trained_on = {p["question"] for p in problems}
+    tested = itertools.chain(*eval_sets.values())
+    both = sum(p["question"] in trained_on for p in tested)
+    if both and rank() == 0:
+        print(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
+    return problems, eval_sets
+
+
+def export_command(args):
+    """Write the trees as rows for TRL. The tokenizer is --model's, or that of the run with the trees."""
+    if os.path.realpath(args.out) in map(os.path.realpath, args.trees):
+        raise InputError(f"--out {args.out} is one of --trees: choose another file for the rows")
+    beside = Path(args.trees[0]).parent / "model"
+    tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
+    rows = export(own_trees(args.trees, tokenizer), args.export, tokenizer, args.paths, args.seed)
+    count = 0
+    with open(args.out, "w", encoding="utf-8") as out:
+        for count, row in enumerate(rows, 1):
+            tasks.write_line(out, row)
+    print(f"wrote {count} rows to {args.out}")
 
 
 def main():
+    """The command: export, or a run from where it stands to its report; the demo is a run."""
     args, start = parse_arguments(), time.time()
-    for number in signal.SIGTERM, signal.SIGINT:
-        signal.signal(number, stop)
-    try:
-        run_command_line(args, start)
-    except OSError as error:                                        # a full disk, most likely
-        raise InputError(f"{error}; {SAVED}") from None
-    except Stopped:
-        if rank() == 0:
-            print(f"\ndvo.py: stopped; {SAVED}", file=sys.stderr)
-        os._exit(128 + Stopped.number)                              # without waiting for the other ranks
-
-
-def run_command_line(args, start):
-    """Do what `args` ask for: print the memory plan, or carry a run, the demo too, to its report."""
-    if args.plan and not args.model:
-        raise InputError("--plan needs --model, a folder or hub name with a config.json")
-    if args.plan:
-        return print_plan(args)
-    device, demo = start_ranks(args.device), not args.model
-    problems = [] if args.trees else tasks.load_problems(args.data, split="train")
-    eval_sets = {task: tasks.load_problems(task, split="test")[:args.eval_limit] for task in args.eval_data}
-    out = args.out or (tempfile.mkdtemp(prefix="dvo-demo-") if demo else f"runs/{Path(args.model).name}")
-    run = Run(out, vars(args))
-    if demo:
-        args.model = run.folder / "base"
-        if not args.model.exists():
-            make_base(args.model, args.seed)
-            run.log("trained", start)
-    policy, tokenizer = load_policy(
-        args.model, device, args.dtype, args.offload, args.activation_checkpointing,
-        value_head=args.objective == "oreo" or args.targets == "value-model")
-    run.tokenizer = mcts.fingerprint(tokenizer)
-    run_rounds(run, policy, tokenizer, problems, eval_sets, args)
+    if args.export:
+        return export_command(args)
+    is_demo = not args.model
+    device = start_ranks(args.device, args.dtype)
+    problems, eval_sets = in_turn(lambda: load_data(args))          # one rank of each machine downloads
+    out = args.out or f"runs/{Path(args.model or 'demo').name}"
+    if is_demo and not args.out:
+        out = from_rank_0(rank() == 0 and tempfile.mkdtemp(prefix="dvo-demo-"))
+    run = Run(out, args)
     if rank() == 0:
-        if demo:
-            run.round = 1
-            show_tree(list(run.trees()))
-        report(run, eval_sets, args.rounds)
-        print(f"\n{time.time() - start:.0f} s in all; everything is in {out}")
+        print(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
+    if is_demo:
+        args.model = str(run.folder / "base")
+        if not from_rank_0(Path(args.model).exists()):
+            make_base(Path(args.model), args.seed, device)
+    run.policy, run.tokenizer = load_policy(args.model, device, args.dtype, offload=args.offload,
+                                            activation_checkpointing=args.activation_checkpointing)
+    run_stages(run, plan_stages(args, problems, eval_sets))
+    if is_demo:
+        take_weights(run, args.rounds)
+        show_what_was_learnt(run)
+    if rank() == 0:
+        report(run)
+        print(f"\n{time.time() - start:.0f} s in all. One round more: the same with --out {out} "
+              f"--rounds {args.rounds + 1}")
+    leave()
+
+
+def leave():
+    """End a rank, when all have come here: gloo's threads, ended by destructors, now and then abort it."""
     if world() > 1:
         wait_for_ranks("end")
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(0)                     # gloo's threads, ended by destructors, now and then abort the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
-    mcts.run_command(main)
+    tasks.run_command(main)

@@ -21,18 +21,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 class Command:
     """A script with arguments, as one process or as ranks of a process group: what torchrun would start.
-    Otherwise like subprocess.Popen. largest_file: bytes a file may have, as on a full disk."""
+    Otherwise like subprocess.Popen. nodes: working folders of machines with one rank each. largest_file: bytes
+    a file may have, as on a full disk."""
 
-    def __init__(self, *arguments, script="dvo.py", ranks=0, cwd=ROOT, largest_file=None):
+    def __init__(self, *arguments, script="dvo.py", ranks=0, cwd=ROOT, nodes=(), largest_file=None):
         self.folder = tempfile.TemporaryDirectory()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
         self.processes = []
         for r in range(max(1, ranks)):
-            rank = {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(ranks), **group} if ranks else {}
+            local = "0" if nodes else str(r)
+            rank = {"RANK": str(r), "LOCAL_RANK": local, "WORLD_SIZE": str(ranks), **group} if ranks else {}
+            where = nodes[r] if nodes else cwd
             self.processes.append(forks.Process(target=run, args=(
-                [str(ROOT / script), *map(str, arguments)], rank, f"{self.folder.name}/{r}", str(cwd),
+                [str(ROOT / script), *map(str, arguments)], rank, f"{self.folder.name}/{r}", str(where),
                 largest_file)))
             self.processes[-1].start()
 

@@ -2,7 +2,7 @@
 
     python -m pytest -q tests/test_dvo.py
 """
-import copy
+import argparse
 import doctest
 import json
 import sys
@@ -75,19 +75,16 @@ def test_nodes_off_the_paths_are_not_packed():
     assert dvo.pack(tree, [[b]]).tokens.tolist() == [1, 3] and dvo.pack(tree, [[b], [a]]).num_nodes == 3
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_equals_padded_in_log_probs_and_gradient(searched, attention):
+def test_packed_equals_padded_in_log_probs_and_gradient(searched):
     """The packed forward is exact: same step log-probs and same DVO gradient as one plain row a path."""
     model, tree, ends = searched
-    model = copy.deepcopy(model)
-    model.set_attn_implementation(attention)
     credit = torch.tensor([0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))], dtype=torch.float64)
     reference = torch.tensor([n.logprob for n in tree.nodes], dtype=torch.float64) + 0.3
     path = torch.zeros(len(ends), len(tree.nodes), dtype=torch.float64)
     for row, end in zip(path, ends):
         row[tree.path(end)] = 1
 
-    close = 1e-5 if attention == "eager" else 1e-9              # eager attention takes its softmax in float32
+    close = 1e-9
     packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
     loss = dvo.dvo_loss(packed, reference, credit, path).mean()
     gradient = torch.autograd.grad(loss, list(model.parameters()))
@@ -113,6 +110,47 @@ def test_packs_in_a_batch_do_not_see_each_other(searched, tok):
     together = dvo.Policy(model)(packs=packs)
     for p, vector in zip(packs, together):
         assert torch.allclose(vector, dvo.step_logprobs(model, p), atol=1e-10)
+
+
+def test_a_batch_is_padded_to_multiples_of_64(searched):
+    """So that GPU kernels meet few shapes."""
+    _, tree, ends = searched
+    packs = [dvo.pack(tree, [tree.path(end)]) for end in ends]
+    assert len({len(p.tokens) for p in packs}) > 2
+    widths = [dvo.collate([p], torch.device("cpu")).tokens.shape[1] for p in packs]
+    assert all(width % 64 == 0 and 0 <= width - len(p.tokens) < 64 for width, p in zip(widths, packs))
+
+
+# After the head: scaling, a cap, or both. What the model's own forward makes of hidden states is trained on.
+AFTER_THE_HEAD = [("granite", dict(logits_scaling=8.0)), ("cohere", dict(logit_scale=0.0625)), ("nanochat", {}),
+                  ("gemma3_text", dict(query_pre_attn_scalar=8, final_logit_softcapping=8.0))]
+
+
+@pytest.mark.parametrize("kind, settings", AFTER_THE_HEAD, ids=[kind for kind, _ in AFTER_THE_HEAD])
+def test_what_a_model_does_after_its_head_is_trained_on(kind, settings):
+    lm = tiny.model(kind, torch.float64, chances=None, **settings)
+    tree = mcts.Tree("q", "a", prompt=[5, 6, 7, 8])
+    end = tree.add(mcts.Node(0, [9, 10, 11]))
+    packed = dvo.step_logprobs(lm, dvo.pack(tree, [[end]]))[end]
+    [plain] = padded_path_logprobs(lm, tree, end)
+    assert packed.item() == pytest.approx(plain.item(), abs=1e-9)
+    weights = lm.get_input_embeddings().weight
+    ours, own = (torch.autograd.grad(x, weights)[0] for x in (packed, plain))
+    assert (ours - own).norm() <= 1e-6 * own.norm()
+
+
+def test_a_pack_beyond_the_window_is_exact():
+    """Every second layer sees 8 tokens back; a path has 24."""
+    lm = tiny.model("gemma3_text", torch.float64, chances=None, query_pre_attn_scalar=8, sliding_window=8,
+                    layer_types=["sliding_attention", "full_attention"])
+    tree = mcts.Tree("q", "a", prompt=list(range(5, 15)))
+    a = tree.add(mcts.Node(0, list(range(30, 37))))
+    b = tree.add(mcts.Node(a, list(range(50, 57))))
+    c = tree.add(mcts.Node(0, list(range(70, 84))))
+    packed = dvo.step_logprobs(lm, dvo.pack(tree, [[a, b], [c]]))
+    for end in b, c:
+        steps = padded_path_logprobs(lm, tree, end)
+        assert packed[tree.path(end)].tolist() == pytest.approx([s.item() for s in steps], abs=1e-9)
 
 
 def test_training_log_probs_are_those_of_sampling(searched):
@@ -214,6 +252,12 @@ def test_unsolved_questions_are_dropped_unless_kept():
     assert dvo.make_example(tree, keep_unsolved=True, choose=dvo.correct_paths) is None
 
 
+def test_credits_stand_in_one_place():
+    """Those of an example are those of its tree."""
+    tree = hand_tree()
+    assert dvo.make_example(tree).credit.tolist()[1:] == [tree.credit(i) for i in range(1, 6)]
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -234,30 +278,47 @@ def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
         assert torch.equal(logprobs, examples[i].reference)
 
 
-def dvo_step(example, logprobs):
-    return dvo.dvo_loss(logprobs, example.reference, example.credit, example.path)
+def train(policy, examples, lr, epochs, questions_per_step, micro_tokens=10**6, **how):
+    steps = dvo.schedule(len(examples), epochs, questions_per_step, seed=0)
+    dvo.add_reference(policy, examples, micro_tokens)
+    dvo.train([dvo.Learner(policy, lr)], examples, lambda e, out: dvo.objective_loss("dvo", e, out), steps,
+              micro_tokens=micro_tokens, beta=0.1, **how)
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
 
 
 def test_training_drives_the_implicit_reward_to_the_credit(examples):
-    policy, entries = dvo.Policy(tiny.model()), []
-    dvo.add_reference(policy, examples, tokens=10**6)
-    dvo.train(policy, examples, dvo_step, lr=3e-3, epochs=40, questions_per_step=6, micro_tokens=10**6,
-              log=lambda **e: entries.append(e))
-    assert entries[-1]["loss"] < 0.5 * entries[0]["loss"]
+    entries = []
+    train(dvo.Policy(tiny.model()), examples, 3e-3, 100, 6, log=lambda **e: entries.append(e))
+    assert entries[-1]["loss"] < 0.6 * entries[0]["loss"]       # positive credits of likely steps are out of reach
     assert entries[-1]["rewards/chosen"] > entries[-1]["rewards/rejected"]
-    assert entries[0]["lr"] < entries[4]["lr"] > entries[-1]["lr"]              # warmup, then cosine
+    assert entries[0]["lr"] < entries[19]["lr"] > entries[-1]["lr"]             # warmup, then cosine
 
 
 def test_micro_batches_do_not_change_the_update(examples):
     """The loss is the mean over the paths of the optimiser step, however it is cut up."""
-    weights = []
-    for micro_tokens in (1, 150, 10**6):
-        policy = dvo.Policy(tiny.model(dtype=torch.float64))
-        dvo.add_reference(policy, examples, micro_tokens)
-        dvo.train(policy, examples, dvo_step, lr=1e-3, epochs=2, questions_per_step=4,
-                  micro_tokens=micro_tokens)
-        weights.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    weights = [train(dvo.Policy(tiny.model(dtype=torch.float64)), examples, 1e-3, 2, 4, micro_tokens)
+               for micro_tokens in (1, 150, 10**6)]
     assert all(torch.allclose(weights[0], other, atol=1e-9) for other in weights[1:])
+
+
+def test_recomputed_blocks_do_not_change_the_update(examples):
+    plain = train(dvo.Policy(tiny.model(dtype=torch.float64)), examples, 1e-3, 1, 4)
+    recomputed = train(dvo.Policy(tiny.model(dtype=torch.float64), recompute=True), examples, 1e-3, 1, 4)
+    assert torch.allclose(plain, recomputed, atol=1e-12)
+
+
+def test_dropout_is_off_and_runs_repeat(tmp_path, tok):
+    """The reference has none either: log-ratios start at 0."""
+    settings = dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, resid_pdrop=0.5, embd_pdrop=0.5)
+    tiny.model("gpt2", chances=None, **settings).train().save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    tree = mcts.Tree("q", "a", prompt=[5, 6, 7])
+    tree.add(mcts.Node(0, [8, 9], reward=1, terminal=True, visits=1))
+    policy, _ = dvo.load_policy(str(tmp_path), torch.device("cpu"))
+    tree.nodes[1].logprob = dvo.step_logprobs(policy, dvo.pack(tree, [[1]]))[1].item()
+    entries = []
+    train(policy, [dvo.make_example(tree)], 1e-3, 1, 1, log=lambda **e: entries.append(e))
+    assert entries[0]["rewards/chosen"] == 0
 
 
 def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
@@ -265,6 +326,26 @@ def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
     batches = dvo.micro_batches(packs, 200)
     assert sorted(i for b in batches for i in b) == list(range(len(packs)))
     assert all(len(b) == 1 or len(b) * max(len(packs[i].tokens) for i in b) <= 200 for b in batches)
+
+
+def test_a_schedule_takes_everything_once_an_epoch():
+    steps = dvo.schedule(7, epochs=3, questions_per_step=3, seed=-5)
+    assert [len(step) for step in steps] == [3, 3, 1] * 3
+    epochs = [sum(steps[i:i + 3], []) for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert steps == dvo.schedule(7, 3, 3, seed=-5) != dvo.schedule(7, 3, 3, seed=5)
+
+
+def test_rates_rise_for_a_tenth_or_20_steps_then_fall():
+    long = [dvo.rate_share(step, 1000, 20) for step in range(1000)]
+    assert long[0] == 0.01 and long[99] == 1 and max(long) == 1
+    assert long[550] == pytest.approx(0.5) and 0 < long[-1] < 1e-5
+    assert [dvo.rate_share(step, 4, 20) for step in range(4)] == [0.05, 0.1, 0.15, 0.2]
+
+
+def test_a_short_training_says_that_it_does_not_reach_its_peak(examples, capsys):
+    train(dvo.Policy(tiny.model()), examples[:2], 1e-3, 2, 1)
+    assert "4 steps end within the warmup, below the peak rate" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the command line
@@ -313,12 +394,17 @@ def run_folder(tmp_path_factory, inputs):
 
 def test_two_rounds_leave_trees_logs_and_loadable_models(run_folder, data_file, tok):
     events = [json.loads(line) for line in open(run_folder / "log.jsonl")]
-    assert all({"event", "round", "step", "time"} <= e.keys() for e in events)
-    evals = [e for e in events if e["event"] == "eval"]
+    assert all({"event", "round", "time"} <= e.keys() for e in events)
+    evals = [e for e in events if e["event"] == "eval-questions"]
     assert [e["round"] for e in evals] == [0, 1, 2]
-    assert all(e["task"] == str(data_file) and e["n"] == 8 for e in evals)
+    assert all(e["task"] == "questions" and e["n"] == 8 for e in evals)
+    kept = [json.loads(line) for line in open(run_folder / "round1" / "responses-questions.rank0.jsonl")]
+    verdicts = [response["correct"] for record in kept for response in record["responses"]]
+    assert len(verdicts) == 16 and sum(verdicts) / 16 == evals[1]["accuracy"]
+    search = json.loads((run_folder / "round1" / "search.json").read_text())
+    assert search["trees"] == 4 and sum(search["endings"].values()) == pytest.approx(1)
     assert all(0 <= e["accuracy"] <= 1 and e["sem"] >= 0 for e in evals)
-    assert {"loss", "lr", "rewards/chosen", "rewards/rejected", "tokens_per_second"} <= next(
+    assert {"step", "loss", "lr", "rewards/chosen", "rewards/rejected", "tokens_per_second"} <= next(
         e for e in events if e["event"] == "train").keys()
     rounds = [run_folder / "round1", run_folder / "round2"]
     questions = [{tree.question for tree in mcts.read_trees(r / "trees.rank0.jsonl")} for r in rounds]
@@ -339,16 +425,73 @@ def test_a_finished_run_is_not_done_again(run_folder, inputs):
     assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
 
 
-def test_bootstrapping_teaches_the_format(tmp_path, inputs):
-    """Few-shot samples that are right and well formed are imitated without the examples: that is round 0."""
-    done = command(*inputs, "--out", tmp_path / "run", *SMALL, "--rounds", 1, "--bootstrap",
-                   "--bootstrap-questions", 3, "--bootstrap-samples", 40, "--bootstrap-lr", 1e-2)
+BOOTSTRAP = ["--rounds", 1, "--bootstrap", "--bootstrap-questions", 8, "--bootstrap-samples", 60]
+
+
+def bootstrapped(folder, inputs, *more):
+    done = command(*inputs, "--out", folder, *SMALL, *BOOTSTRAP, *more)
     assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in open(tmp_path / "run" / "log.jsonl")]
-    first, evaluation = events[0], next(e for e in events if e["event"] == "eval")
-    assert first["event"] == "bootstrap" and first["questions"] == 3 and 0 < first["responses"] <= 120
-    assert evaluation["round"] == 0 and evaluation["accuracy"] > 0.2            # the untrained model has 0
-    assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
+    stages = ("sampled", "before", "imitated", "after", "bootstrap")
+    return done, {name: json.loads((folder / "round0" / f"{name}.json").read_text()) for name in stages}
+
+
+def test_bootstrapping_teaches_the_form(tmp_path, inputs):
+    """Samples that are right and well-formed are imitated; the gain is measured on questions held back."""
+    done, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 5e-3)
+    assert found["sampled"]["worked_examples"] == 0                 # there is a chat template
+    assert 0 < found["imitated"]["responses"] <= 4 * 6              # of 6 questions, 4 each at most
+    assert found["imitated"]["held_back"] > 0 and found["imitated"]["rate"]
+    assert found["after"]["both"] > found["before"]["both"] and found["bootstrap"]["kept"]
+    assert "both" in done.stdout and "no gain" not in done.stdout
+    samples = [json.loads(line) for line in open(tmp_path / "run" / "round0" / "samples.rank0.jsonl")]
+    assert len(samples) == 8 and all(len(record["samples"]) == 60 for record in samples)
+    held_back = [json.loads(line) for line in open(tmp_path / "run" / "round0" / "before.rank0.jsonl")]
+    assert len(held_back) == 2
+    assert not load_weights(tmp_path / "run" / "round0" / "model").equal(load_weights(inputs[1]))
+
+
+def load_weights(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_bootstrapping_that_does_not_help_leaves_the_base_alone(tmp_path, inputs):
+    """At a rate of 0 nothing changes, so no held-back response becomes likelier."""
+    done, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 0)
+    assert found["imitated"]["rate"] is None and len(found["imitated"]["tried"]) == 1
+    assert not found["bootstrap"]["kept"] and "no gain: the rounds start from the base" in done.stdout
+    assert load_weights(tmp_path / "run" / "round0" / "model").equal(load_weights(inputs[1]))
+
+
+def test_a_rate_that_few_examples_do_not_bear_is_lowered(tmp_path, inputs):
+    _, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 0.1)
+    imitated = found["imitated"]
+    *first, last = imitated["tried"].values()
+    assert first and min(first) > imitated["nll"] > last and imitated["rate"] == 0.1 / 4**len(first)
+
+
+def test_worked_examples_where_there_is_no_template_or_on_request(tmp_path, inputs, tok):
+    _, asked = bootstrapped(tmp_path / "asked", inputs, "--bootstrap-shots", 2)
+    assert asked["sampled"]["worked_examples"] == 2
+    folder = tmp_path / "plain"
+    tiny.model().save_pretrained(folder)
+    tiny.tokenizer(chat=False).save_pretrained(folder)
+    _, plain = bootstrapped(tmp_path / "run", ["--model", folder, *inputs[2:]])
+    assert plain["sampled"]["worked_examples"] == 3
+
+
+def test_worked_examples_are_graded_right_and_well_formed():
+    for question, solution in dvo.WORKED:
+        assert dvo.has_steps(solution) and 4 <= solution.count("\n\n") + 1 <= 5
+        assert tasks.extract_answer(solution) in ("32", "5", "B")
+
+
+def test_a_demonstration_goes_on_to_eos(tok):
+    """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
+    problem = {"question": "Add 3 to 4.", "answer": "7"}
+    last = {end: dvo.demonstration(tok, problem, {"tokens": [9, 8], "end": end}).pack.tokens.tolist()[-2:]
+            for end in ("answer", "eos")}
+    assert last == {"answer": [8, tok.eos_token_id], "eos": [9, 8]}
 
 
 def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, model_folder, data_file, monkeypatch):
@@ -358,11 +501,78 @@ def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, model_folder, d
     arguments = ["--model", model_folder, "--data", wrong, "--eval-data", "--out", tmp_path / "run",
                  "--bootstrap-samples", 2, *SMALL[1:]]
     monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
-    monkeypatch.setattr(dvo.signal, "signal", lambda *_: None)
     for _ in range(2):
-        with pytest.raises(mcts.InputError, match="no question of round 1 has a correct solution"):
+        with pytest.raises(tasks.InputError, match="of 1 questions 0 have a correct solution"):
             dvo.main()
     assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
+
+
+def test_questions_of_a_round_are_drawn_by_seed():
+    args = argparse.Namespace(seed=0, questions_per_round=3)
+    problems = [{"question": str(i)} for i in range(7)]
+
+    def drawn(r):
+        return [p["question"] for p in dvo.questions_of_round(r, problems, args)]
+    first, second, third = drawn(1), drawn(2), drawn(3)
+    assert len({*first, *second}) == 6 and len({*first, *second, *third}) == 7
+    assert first != ["0", "1", "2"] and first == drawn(1)
+    args.seed = -3
+    assert first != drawn(1)
+
+
+# ---------------------------------------------------------------- what a search says of its trees
+
+
+def ended(reward, valid=True, tokens=(7,), text="So 7"):
+    tree = mcts.Tree("q", "a", [1], config={"max_step_tokens": 5, "eos": [0]})
+    node = mcts.Node(0, list(tokens), reward=reward, terminal=True, valid=valid, text=text)
+    mcts.backup(tree, tree.add(node))
+    return tree
+
+
+@pytest.mark.parametrize("trees, words", [
+    ([ended(1), ended(-1)], "2 trees, 0 with right and wrong solutions; endings: right 50%, wrong 50%"),
+    ([ended(-1, False, tokens=[7] * 5)], "raise --max-step-tokens"),
+    ([ended(-1, False, text="So 7.\n\n")], "raise --depth"),
+    ([ended(-1, False, tokens=[7, 0])], "let --bootstrap teach the form"),
+    ([ended(1)], "No question has a valid wrong")])
+def test_a_search_says_how_solutions_ended_and_what_to_change(trees, words):
+    assert words in dvo.explain(dvo.describe(trees))
+
+
+# ---------------------------------------------------------------- export, and the saved model
+
+
+@pytest.mark.parametrize("kind, fields", [
+    ("dpo", {"prompt", "chosen", "rejected"}), ("kto", {"prompt", "completion", "label"}),
+    ("sft", {"prompt", "completion"})])
+def test_trees_become_rows_for_other_trainers(kind, fields, run_folder, tmp_path):
+    trees, out = run_folder / "round1" / "trees.rank0.jsonl", tmp_path / "rows.jsonl"
+    done = command("--trees", trees, "--export", kind, "--out", out)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in open(out)]
+    assert rows and all(row.keys() == fields for row in rows)
+    answers = {tree.question: tree.answer for tree in mcts.read_trees(trees)}
+    for row in rows:
+        system, user = row["prompt"]
+        assert system == {"role": "system", "content": mcts.Format().instruction} and user["role"] == "user"
+        labels = {"chosen": True, "rejected": False, "completion": row.get("label", True)}
+        for name in row.keys() & labels.keys():
+            [turn] = row[name]
+            assert turn["role"] == "assistant"
+            assert tasks.grade(turn["content"], answers[user["content"]]) == labels[name]
+
+
+def test_the_card_of_a_model_has_its_numbers_and_a_snippet_that_runs(run_folder, tmp_path):
+    folder = run_folder / "round1" / "model"
+    card = (folder / "README.md").read_text()
+    result = json.loads((run_folder / "round1" / "eval-questions.json").read_text())
+    assert "--objective dvo" in card and f"| questions | {result['accuracy']:.1%} of 8 |" in card
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(card.split("```python\n")[1].split("```")[0])
+    done = Command(script=snippet, cwd=folder)
+    done.communicate()
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):
@@ -386,6 +596,9 @@ BAD = {                                                             # arguments 
     "missing data": (["--data", "no_such_file.jsonl"], "no_such_file.jsonl"),
     "empty data": (["--data", "EMPTY"], "no problem"),
     "not JSON": (["--data", "BROKEN"], "line 2"),
+    "eval data of one name": (["--eval-data", "a/x.jsonl", "b/x.jsonl"], "have the same name"),
+    "export of nothing": (["--export", "dpo"], "--export needs --trees"),
+    "no question to evaluate": (["--eval-limit", 0], "--eval-limit"),
     "no answer": (["--data", "NO_ANSWER"], "line 1"),
     "empty question": (["--data", "EMPTY_QUESTION"], "line 1"),
     "unknown model": (["--model", "no/such/folder"], "no/such/folder"),
@@ -416,7 +629,7 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, inpu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, [*inputs, "--out", "new", *SMALL, *arguments])])
     with pytest.raises(SystemExit) as stopped:
-        mcts.run_command(dvo.main)
+        tasks.run_command(dvo.main)
     assert stopped.value.code == 2
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.startswith("dvo.py: ") and words in sentence

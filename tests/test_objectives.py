@@ -1,4 +1,4 @@
-"""dvo.py's objectives: losses and gradients against closed forms, what each draws from a tree, value targets.
+"""dvo.py's objectives: losses and gradients against closed forms, what each draws from a tree, the critic.
 
     python -m pytest -q tests/test_objectives.py
 """
@@ -11,8 +11,12 @@ import torch
 import tiny                                                         # first: it puts the project on sys.path
 import dvo
 import mcts
+from eval import InputError
 
-sigmoid = lambda x: 1 / (1 + math.exp(-x))
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
 
 # Nodes 0 (root) ... 4; two paths, a = (1, 2) and b = (1, 3), that share their first step, and c = (4).
 POLICY = [0.0, -1.0, -2.5, -0.5, -3.0]
@@ -104,8 +108,35 @@ def test_value_loss():
     assert gradient(losses, value) == pytest.approx([-0.5 + 3.0, -1.5, 0, 0, 0])
 
 
+def test_grpo(policy):
+    """Path b, (1, 3): step 1 within the clip, step 3 beyond it; the gradient stops where clipping gains less."""
+    tokens = torch.tensor([0.0, 2, 2, 2, 2])                        # ratios exp(0.25), exp(0.75)
+    advantage = torch.tensor([0.0, -1.0, 0.0, 2.0, 0.0])
+    losses = dvo.grpo_loss(policy, reference, advantage, tokens, rows("b"), clip=0.5)
+    one, three = math.exp(0.25), math.exp(0.75)
+    assert three > 1.5
+    assert losses.tolist() == pytest.approx([-(-one + 2 * 1.5) / 2])
+    assert gradient(losses, policy) == pytest.approx([0, one / 2 / 2, 0, 0, 0])
+
+
+def test_grpo_with_the_advantage_of_a_path_is_one_a_path(policy):
+    tokens = torch.ones(5)
+    advantage = torch.tensor([[1.0] * 5, [-0.5] * 5])
+    losses = dvo.grpo_loss(policy, reference, advantage, tokens, rows("a", "b"), clip=9.0)
+    mean_ratio = [(math.exp(0.5) + math.exp(-0.5)) / 2, (math.exp(0.5) + math.exp(1.5)) / 2]
+    assert losses.tolist() == pytest.approx([-mean_ratio[0], 0.5 * mean_ratio[1]])
+
+
+def test_grpo_ratio_does_not_depend_on_the_length_of_a_step():
+    """A step of 2 n tokens that are all as much likelier has the ratio of one of n."""
+    tokens = torch.tensor([3.0, 6.0])
+    losses = dvo.grpo_loss(0.1 * tokens, torch.zeros(2), torch.ones(2), tokens, torch.eye(2))
+    assert losses.tolist() == pytest.approx([-math.exp(0.1)] * 2)
+
+
 def test_where_policy_and_reference_agree():
-    """log 2 for DPO, half their weights for KTO, squared credits for DVO, twice R^2 for OREO with V = 0."""
+    """log 2 for DPO, half their weights for KTO, squared credits for DVO, twice R^2 for OREO with V = 0, minus
+    the mean advantage for GRPO."""
     same, correct = torch.tensor(REFERENCE), torch.tensor([True, False])
     assert dvo.dpo_loss(same, reference, rows("a"), rows("b")).item() == pytest.approx(math.log(2))
     losses = dvo.kto_loss(same, reference, rows("a", "b"), correct, z0=0.0)
@@ -114,6 +145,54 @@ def test_where_policy_and_reference_agree():
     assert dvo.dvo_loss(same, reference, credit, rows("a", "c")).tolist() == [0.625, 4]
     losses = dvo.oreo_loss(same, reference, torch.zeros(5), rows("a", "c"), PARENT, torch.tensor([1.0, -1.0]))
     assert losses.tolist() == [2, 2]
+    assert dvo.grpo_loss(same, reference, credit, torch.ones(5), rows("a", "c")).tolist() == [0.25, -2]
+
+
+# ---------------------------------------------------------------- losses without a tree, and refusals
+
+
+def test_plain_rows_give_what_a_tree_gives(policy):
+    """Rows a and b share their first step, which a tree holds once: same losses, same gradient."""
+    logprobs = torch.tensor([[-9.0, -0.4, -0.6, -2.5], [-9.0, -0.4, -0.6, -0.5]], requires_grad=True)
+    step = torch.tensor([[-1, 0, 0, 1], [-1, 0, 0, 1]])
+    summed, path = dvo.sum_steps(logprobs, step)
+    assert summed.tolist() == [-1, -2.5, -1, -0.5] and path.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    order = [1, 2, 1, 3]                                            # the nodes of those steps
+    credit = torch.tensor([0, 0.5, -1, 0.25, 2])
+    plain = dvo.dvo_loss(summed, reference[order], credit[order], path)
+    packed = dvo.dvo_loss(policy, reference, credit, rows("a", "b"))
+    assert plain.tolist() == pytest.approx(packed.tolist())
+    by_node, (by_token,) = gradient(packed, policy), torch.autograd.grad(plain.sum(), logprobs)
+    assert by_token[:, 1].sum().item() == pytest.approx(by_node[1])
+    assert by_token[:, 3].tolist() == pytest.approx(by_node[2:4]) and not by_token[:, 0].any()
+
+
+def test_steps_of_uneven_rows():
+    summed, path = dvo.sum_steps(torch.tensor([[-1.0, -2.0], [-4.0, -8.0]]), torch.tensor([[0, -1], [0, 1]]))
+    assert summed.tolist() == [-1, 0, -4, -8] and path.tolist() == [[1, 0, 0, 0], [0, 0, 1, 1]]
+
+
+def test_another_level_is_refused(policy):
+    with pytest.raises(InputError, match="'step' or 'response', not 'respones'"):
+        dvo.dvo_loss(policy, reference, reference, rows("a"), level="respones")
+
+
+two, three, five = torch.zeros(2), torch.zeros(5, 5), torch.zeros(5)
+
+
+@pytest.mark.parametrize("call, name", [
+    (lambda: dvo.dvo_loss(three, five, five, rows("a")), "policy"),
+    (lambda: dvo.dvo_loss(five, five, five[:, None], rows("a")), "credit"),
+    (lambda: dvo.rft_loss(two, rows("a")), "policy"),
+    (lambda: dvo.dpo_loss(five, five, rows("a"), rows("a", "b")), "rejected"),
+    (lambda: dvo.step_dpo_loss(five, two, rows("a"), rows("b")), "reference"),
+    (lambda: dvo.kto_loss(five, five, rows("a", "b"), torch.tensor([True]), 0.0), "correct"),
+    (lambda: dvo.oreo_loss(five, five, two, rows("a"), PARENT, torch.ones(1)), "value"),
+    (lambda: dvo.value_loss(five, rows("a"), PARENT, torch.ones(2)), "outcome"),
+    (lambda: dvo.grpo_loss(five, five, torch.ones(2, 5), five, rows("a")), "advantage")])
+def test_shapes_that_would_broadcast_are_refused(call, name):
+    with pytest.raises(InputError, match=f"^{name} is .* but must be"):
+        call()
 
 
 # ---------------------------------------------------------------- what each objective draws from a tree
@@ -155,12 +234,20 @@ def test_dpo_pairs_every_drawn_path(tree):
     assert correct == 3 * [True] + 3 * [False] and units == 3
 
 
-def test_step_dpo_pairs_siblings_by_value(tree):
-    """2 over 3 (gap 2), 1 over 4 (V 0 against -1); 5 and 6 are equal, 7 is not valid."""
-    assert drawn(dvo.sibling_pairs, tree) == ([[2], [1], [3], [4]], [True, True, False, False], 2)
-    assert drawn(dvo.sibling_pairs, tree, n=1) == ([[2], [3]], [True, False], 1)
+def test_step_dpo_pairs_visited_siblings_by_value(tree):
+    """1 over 4 (V 0 against -1): both have two outcomes. 2 over 3, a larger gap, has one each; 7 is not valid."""
+    assert drawn(dvo.sibling_pairs, tree) == ([[1], [4]], [True, False], 1)
     packed = dvo.make_example(tree, choose=dvo.sibling_pairs).pack
-    assert set(packed.node) == {0, 1, 2, 3, 4}                      # prefixes join the pack
+    assert set(packed.node) == {0, 1, 4}
+
+
+def test_step_dpo_takes_the_largest_gaps():
+    """Two states with pairs, gaps 2 and 1: prefixes join the pack."""
+    wide = [(1, 0, True), (1, 0, True), (2, 1, True), (2, 1, True), (3, -1, True), (3, -1, True)]
+    found = tree_of((0, 0, True), *wide, (0, 0, True), (8, -1, True), (8, -1, True))
+    assert drawn(dvo.sibling_pairs, found) == ([[2], [1], [3], [8]], [True, True, False, False], 2)
+    assert drawn(dvo.sibling_pairs, found, n=1) == ([[2], [3]], [True, False], 1)
+    assert set(dvo.make_example(found, n=1, choose=dvo.sibling_pairs).pack.node) == {0, 1, 2, 3}
 
 
 def test_the_value_model_sees_outcomes_at_their_shares(tree):
@@ -182,17 +269,19 @@ def test_credit_of_an_example_is_that_of_its_tree(tree):
     assert example.outcome.tolist() == [1, -1, -1, -1]
 
 
-def loss_of(objective, example, logprobs, beta=0.5, level="step"):
-    values = torch.zeros_like(logprobs)
-    policy = torch.stack((logprobs, values)) if objective == "oreo" else logprobs
-    return dvo.OBJECTIVES[objective][1](example, policy, beta, level)
+def loss_of(objective, example, logprobs, **how):
+    value = torch.zeros_like(logprobs) if objective == "oreo" else None
+    return dvo.objective_loss(objective, example, logprobs, beta=0.5, value=value, **how)
 
 
 @pytest.mark.parametrize("objective", dvo.OBJECTIVES)
 def test_descent_moves_chosen_up_and_rejected_down(objective):
     """A wrong sign anywhere would show here."""
-    example = dvo.make_example(tree_of((0, 1, True), (0, -1, True)), choose=dvo.OBJECTIVES[objective][0])
-    example.reference = torch.linspace(-2, -1, 3)
+    steps = [(0, 1, True), (0, -1, True)]
+    if objective == "step-dpo":                                     # siblings with two outcomes each
+        steps = [(0, 0, True), (1, 1, True), (1, 1, True), (0, 0, True), (4, -1, True), (4, -1, True)]
+    example = dvo.make_example(tree_of(*steps), choose=dvo.OBJECTIVES[objective])
+    example.reference = torch.linspace(-2, -1, len(steps) + 1)
     logprobs = example.reference.clone().requires_grad_()
     losses = loss_of(objective, example, logprobs)
     assert losses.shape == (example.units,)
@@ -209,6 +298,21 @@ def test_the_level_matters(tree):
     assert not torch.allclose(step, response)
 
 
+def test_grpo_and_vineppo_differ_in_the_advantage_alone(tree):
+    """Outcomes 1, -1, -1, -1 have mean -0.5; the credits are those of the tree."""
+    example = dvo.make_example(tree)
+    example.reference = torch.zeros(8)
+    logprobs = torch.zeros(8)
+    assert loss_of("grpo", example, logprobs).tolist() == pytest.approx([-1.5, 0.5, 0.5, 0.5])
+    credits = example.path @ example.credit / example.path.sum(1)
+    assert loss_of("vineppo", example, logprobs).tolist() == pytest.approx((-credits).tolist())
+
+
+def test_an_unknown_objective_is_refused(tree):
+    with pytest.raises(InputError, match="one of dvo, .*not 'ppo'"):
+        dvo.objective_loss("ppo", dvo.make_example(tree), torch.zeros(8))
+
+
 # ---------------------------------------------------------------- KTO's reference point
 
 
@@ -221,59 +325,79 @@ def many(n=5):
     return [dvo.make_example(t) for t in trees]
 
 
-def test_foreign_paths_come_from_other_questions():
+def test_mismatched_paths_come_from_other_questions_of_the_step():
     examples = many()
-    dvo.add_foreign(examples, seed=0)
-    others = set()
-    for i, e in enumerate(examples):
-        prompt, path = (e.foreign.tokens[e.foreign.node == k].tolist() for k in (0, 1))
-        [other] = {token // 100 for token in path}                  # one path of one question, whole
-        assert prompt == [i] * (i + 1) and other != i
-        assert [token % 100 for token in path] in ([11, 12], [13])
-        others.add(other)
-    assert others == set(range(5))                                  # each lends once
-    again = many()
-    dvo.add_foreign(again, seed=0)
-    assert all((a.foreign.tokens == b.foreign.tokens).all() for a, b in zip(examples, again))
+    pairs = dvo.Mismatched(examples, [[0, 1, 2], [3, 4]], context=99, seed=0)
+    for packs, chosen in zip(pairs.packs, [{0, 1, 2}, {3, 4}]):
+        prompts, lenders = set(), set()
+        for p in packs:
+            prompt, path = (p.tokens[p.node == k].tolist() for k in (0, 1))
+            [lender] = {token // 100 for token in path}             # one path of one question, whole
+            assert [token % 100 for token in path] in ([11, 12], [13])
+            assert prompt == [prompt[0]] * (prompt[0] + 1) and lender != prompt[0]
+            prompts.add(prompt[0])
+            lenders.add(lender)
+        assert prompts == lenders == chosen                         # each asks once and lends once
 
 
-def test_one_question_has_no_foreign_path():
-    [example] = many(1)
-    dvo.add_foreign([example], seed=0)
-    assert example.foreign is None
+def test_mismatched_pairs_are_drawn_anew_for_each_step_and_by_seed():
+    def tokens(seed):
+        pairs = dvo.Mismatched(many(), [[0, 1, 2, 3, 4]] * 6, context=99, seed=seed)
+        return [[p.tokens.tolist() for p in packs] for packs in pairs.packs]
+    drawn_once = tokens(0)
+    assert drawn_once == tokens(0) != tokens(1) and len({str(packs) for packs in drawn_once}) > 3
+
+
+def test_mismatched_pairs_stay_within_the_context():
+    """Prompts of 1 to 5 tokens with paths of 1 or 2."""
+    packs = dvo.Mismatched(many(), [[0, 1, 2, 3, 4]] * 20, context=4, seed=0).packs
+    lengths = {len(p.tokens) for step in packs for p in step}
+    assert max(lengths) == 4
+
+
+def test_one_question_has_no_mismatched_path():
+    pairs = dvo.Mismatched(many(1), [[0]], context=99, seed=0)
+    assert pairs.packs == [[]]
+    pairs.reference = [[]]
+    pairs.update(0, policy=None, tokens=99)
+    assert pairs.z0 == 0
 
 
 @pytest.mark.parametrize("shift, z0", [(0.0, 0.0), (0.5, 0.5), (-0.5, 0.0)])
 def test_reference_point_is_the_mean_log_ratio_and_not_negative(shift, z0):
-    examples = many(4)
-    dvo.add_foreign(examples, seed=0)
-    policy = lambda packs: [torch.tensor([0.0, -float(len(p.tokens))]) for p in packs]
-    for k, e in enumerate(examples):                                # log-ratios around the shift
-        e.foreign_reference = -len(e.foreign.tokens) - shift + (-1) ** k * 0.25
-    batches = [(1, examples[:3]), (1, examples[3:]), (0, examples[:1])]         # the last to fill up a rank
-    assert dvo.reference_point(policy, batches, 4) == pytest.approx(z0)
+    def policy(packs):
+        return [torch.tensor([0.0, -float(len(p.tokens))]) for p in packs]
+
+    pairs = dvo.Mismatched(many(4), [[0, 1, 2, 3]], context=99, seed=0)
+    pairs.reference = [[-len(p.tokens) - shift + (-1) ** k * 0.25 for k, p in enumerate(pairs.packs[0])]]
+    pairs.update(0, policy, tokens=8)                               # log-ratios around the shift
+    assert pairs.z0 == pytest.approx(z0)
 
 
-def test_kto_training_asks_for_the_reference_point():
+def test_kto_training_asks_for_the_reference_point_before_each_step():
     """Its loss at step 2 is that of a policy that has moved, with z0 of that policy."""
-    model, examples = tiny.model(), many(4)
+    examples = many(4)
     for e in examples:
         e.pack.tokens %= 300
-    dvo.add_foreign(examples, seed=0)
-    policy, seen = dvo.Policy(model), []
+    policy, seen = dvo.Policy(tiny.model()), []
     for e in examples:
         e.reference = dvo.step_logprobs(policy, e.pack).detach()
-        e.foreign_reference = dvo.step_logprobs(policy, e.foreign)[1].item() - 1
+    steps = [[0, 1, 2, 3]] * 2
+    pairs = dvo.Mismatched(examples, steps, context=99, seed=0)
+    pairs.ask(policy, 1000)
+    pairs.reference = [[value - 1 for value in step] for step in pairs.reference]
 
     def loss_fn(e, logprobs):
-        seen.append(e.z0)
-        return dvo.kto_loss(logprobs, e.reference, e.path, e.correct, e.z0)
-    dvo.train(policy, examples, loss_fn, lr=1e-3, epochs=2, questions_per_step=4, micro_tokens=1000)
+        seen.append(pairs.z0)
+        return dvo.objective_loss("kto", e, logprobs, z0=pairs.z0)
+
+    dvo.train([dvo.Learner(policy, 1e-2)], examples, loss_fn, steps, micro_tokens=1000,
+              before_step=lambda step: pairs.update(step, policy, 1000))
     assert seen[:4] == pytest.approx([1.0] * 4, abs=1e-4)           # the log-ratio we planted
     assert len(set(seen[4:])) == 1 and abs(seen[4] - 1) > 1e-3
 
 
-# ---------------------------------------------------------------- the value model
+# ---------------------------------------------------------------- the critic
 
 
 def solvable(i):
@@ -286,15 +410,20 @@ def solvable(i):
     return tree
 
 
-def test_the_value_model_recovers_the_values_of_a_solvable_tree():
-    """V of states it has seen, from outcomes alone; and the policy gets its weights back."""
+def test_the_critic_recovers_the_values_of_a_solvable_tree():
+    """V of states it has seen, from outcomes alone; the policy is not touched."""
     trees = [solvable(i) for i in range(8)]
     examples = [dvo.make_example(t) for t in trees]
     valued = [dvo.make_example(t, keep_unsolved=True, choose=dvo.any_paths) for t in trees]
-    policy = dvo.Policy(tiny.model(chances=None), value_head=True)
+    policy = dvo.Policy(tiny.model(chances=None))
     before = [p.clone() for p in policy.parameters()]
     searched = [e.value for e in examples]
-    dvo.value_targets(policy, examples, valued, 1e-2, epochs=60, questions_per_step=4, micro_tokens=10**6)
+    critic = dvo.make_critic(policy)
+    assert not critic(packs=[examples[0].pack])[0].any()            # its head starts at 0
+    dvo.train([dvo.Learner(critic, 1e-2)], valued, dvo.critic_loss, dvo.schedule(8, 60, 4, seed=0),
+              micro_tokens=10**6)
+    for e, value in zip(examples, critic(packs=[e.pack for e in examples])):
+        e.take_values(value.detach())
     assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), before))
     for e, old in zip(examples, searched):
         inner = [0, 1, 6]                                           # root, after 20, after 21
@@ -307,43 +436,51 @@ def test_the_value_model_recovers_the_values_of_a_solvable_tree():
 def test_values_are_those_of_one_plain_row():
     """The head reads the state that each step leads to: its last token, on the path."""
     tree, model = solvable(0), tiny.model(dtype=torch.float64)
-    policy = dvo.Policy(model, value_head=True)
-    torch.nn.init.normal_(policy.value_head.weight)
-    packed = policy(packs=[dvo.pack(tree, [tree.path(2), tree.path(7)])], values=True)[0]
+    critic = dvo.make_critic(dvo.Policy(model))
+    torch.nn.init.normal_(critic.head.weight)
+    [packed] = critic(packs=[dvo.pack(tree, [tree.path(2), tree.path(7)])])
     for i in 0, 1, 2, 6, 7:
         row = torch.tensor([tree.prompt + [t for j in tree.path(i) for t in tree.nodes[j].tokens]])
         state = model.model(input_ids=row)[0][0, -1]
-        assert packed[1, i].item() == pytest.approx(policy.value_head(state).item(), abs=1e-9)
-    assert packed[1, [3, 4, 5]].tolist() == [0, 0, 0]               # outside the pack
+        assert packed[i].item() == pytest.approx(critic.head(state).item(), abs=1e-9)
+    assert packed[[3, 4, 5]].tolist() == [0, 0, 0]                  # outside the pack
 
 
-def test_without_a_value_head_a_policy_saves_what_it_did_before():
-    assert not any("value" in name for name in dvo.Policy(tiny.model()).state_dict())
+def test_a_critic_is_a_model_of_its_own():
+    policy = dvo.Policy(tiny.model())
+    critic = dvo.make_critic(policy)
+    mine, its = dict(policy.lm.named_parameters()), dict(critic.lm.named_parameters())
+    assert its and all(torch.equal(mine[name], weight) for name, weight in its.items())
+    assert not {p.data_ptr() for p in mine.values()} & {p.data_ptr() for p in its.values()}
+    assert not any("head" in name for name in its)                  # of words
 
 
-def test_training_a_value_head_goes_on_where_it_stopped(tmp_path):
-    """OREO, stopped after a saved step: same policy and head as in one go, bit for bit."""
+def test_training_two_learners_goes_on_where_it_stopped(tmp_path):
+    """OREO, stopped after a saved step: same policy and critic as in one go, bit for bit."""
     trees = [solvable(i) for i in range(4)]
-    examples = [dvo.make_example(t) for t in trees]
+    steps = dvo.schedule(4, 3, 2, seed=0)
 
     def run(folder, stop_at=None):
-        policy = dvo.Policy(tiny.model(dtype=torch.float64), value_head=True)
-        dvo.add_reference(policy, [*map(fresh, examples)], 10**6)
+        policy = dvo.Policy(tiny.model(dtype=torch.float64))
+        learners = [dvo.Learner(policy, 1e-3), dvo.Learner(dvo.make_critic(policy), 1e-2)]
+        examples = [dvo.make_example(t) for t in trees]
+        for e in examples:
+            e.reference = dvo.step_logprobs(tiny.model(dtype=torch.float64), e.pack).detach()
 
         def log(step, **_):
             if step == stop_at:
                 raise InterruptedError
-        loss = lambda e, out: dvo.oreo_loss(out[0], e.reference, out[1], e.path, e.parent, e.outcome)
+
+        def loss_fn(e, logprobs, value):
+            return dvo.objective_loss("oreo", e, logprobs, value=value)
+
         try:
-            dvo.train(policy, examples, loss, lr=1e-3, value_lr=1e-2, epochs=3, questions_per_step=2,
-                      micro_tokens=10**6, state=folder, save_every=2, log=log)
+            dvo.train(learners, examples, loss_fn, steps, micro_tokens=10**6, state=folder, save_seconds=0.0,
+                      log=log)
         except InterruptedError:
             return run(folder)
-        return list(policy.parameters())
+        return [p for learner in learners for p in learner.module.parameters()]
 
-    def fresh(example):                                             # as searched by this very model
-        example.reference = example.sampled = dvo.step_logprobs(tiny.model(dtype=torch.float64),
-                                                                example.pack).detach()
-        return example
     whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", stop_at=4)
-    assert all(torch.equal(a, b) for a, b in zip(whole, stopped)) and whole[-2].abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(whole, stopped))
+    assert whole[-2].abs().sum() > 0                                # the critic's head has learnt

@@ -1,23 +1,20 @@
-"""Precision and memory: log-probs against plain forwards, bounded KV, the memory plan, bad numbers.
+"""Precision: log-probs against plain forwards; objectives on given trees; bad numbers.
 
     python -m pytest -q tests/test_precision.py
 """
-import argparse
 import json
-import os
-import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save as dcp_to_torch
 
 import tiny
 import dvo
 import eval as tasks
 import mcts
+from launch import Command
 
 QUESTIONS = [f"Add {i} to {i + 1}." + " So double it." * (i % 3) for i in range(8)]
 PROBLEMS = [{"question": question, "answer": "7"} for question in QUESTIONS]
@@ -63,70 +60,26 @@ def test_float32_trees_do_not_depend_on_the_slots(kind):
     assert tokens(1) == tokens(3) == tokens(16)
 
 
-def test_kv_stays_within_the_budget_and_is_recomputed():
-    """A tenth of the KV that the search would like to keep: more prefill, the same trees."""
-    def run(budget):
-        searching = search(tiny.model(dtype=torch.float64), kv_budget=budget, slots=2)
-        engine, most, trees = searching.gi_frame.f_locals["engine"], 0, []
-        keep = engine._keep
-
-        def watched(*arguments):
-            nonlocal most
-            keep(*arguments)
-            most = max(most, engine.stored)
-        engine._keep = watched
-        trees = sorted((t.to_json() for t in searching))
-        return trees, most, engine.stats["prefilled"]
-    free, most, prefilled = run(2**30)
-    bounded, kept, again = run(most // 10)
-    assert bounded == free and kept <= most // 10 and again > prefilled
-
-
-# ---------------------------------------------------------------- the memory plan
-
-
-LLAMA_8B = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-                num_key_value_heads=8, vocab_size=128256)
-LLAMA_70B = LLAMA_8B | dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-                            num_attention_heads=64)
-
-
-def peaks(size, ranks, **flags):
-    settings = dict(ranks=ranks, micro_tokens=4096, offload=False, activation_checkpointing=False,
-                    shard_search=False, slots=None, candidates=None, breadth=5, max_step_tokens=256) | flags
-    plan = dvo.memory_plan(transformers.LlamaConfig(**size), argparse.Namespace(**settings))
-    return {phase: sum(parts.values()) for phase, parts in plan.items()}
-
-
-def test_memory_plan_of_the_papers_model_and_of_a_large_one():
-    """8B fits on 8 x 80 GB; 70B does not without offload; training state is 16 bytes a parameter."""
-    small, large = peaks(LLAMA_8B, 8), peaks(LLAMA_70B, 8)
-    assert max(small["train"], small["search"]) < 72 < min(large["train"], large["search"])
-    offloaded = peaks(LLAMA_70B, 8, offload=True, activation_checkpointing=True, shard_search=True, slots=32)
-    assert max(offloaded["train"], offloaded["search"]) < 72
-    assert offloaded["host"] == pytest.approx(16 * 70.55e9 / 2**30, rel=1e-3)
-
-
-def test_plan_command_reads_no_weights(tmp_path, monkeypatch, capsys):
-    transformers.LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)  # no weights, no tokenizer
-    arguments = ["--plan", "--model", str(tmp_path), "--ranks", "8", "--gpu-memory", "80"]
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *arguments])
-    dvo.main()
-    out = capsys.readouterr().out
-    assert "AdamW" in out and "fits" in out and "--offload" in out
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
-def test_memory_plan_agrees_with_a_measured_peak(tmp_path):
-    tiny.model(chances=None, hidden_size=256, intermediate_size=1024, num_attention_heads=8, head_dim=32,
-               num_hidden_layers=4, max_position_embeddings=1024).save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
-    bench = Path(__file__).with_name("bench.py")
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536"}                    # freed memory goes back at once
-    done = subprocess.run([sys.executable, bench, "plan", "--model", tmp_path, "--micro-tokens", "512"],
-                          env=os.environ | malloc, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert abs(float(re.search(r"([+-][\d.]+)%", done.stdout)[1])) < 25, done.stdout
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_bfloat16_trains_float32_masters(ranks, folders):
+    """At a rate of 1e-5 a step is lost in bfloat16's rounding of most weights; masters keep it, in one process
+    and on two ranks, and the saved model is bfloat16."""
+    run = folders / "run"
+    process = Command("--model", folders / "model", "--trees", folders / "trees.jsonl", "--eval-data", "--out",
+                      run, "--lr", 1e-5, "--dtype", "bfloat16", ranks=ranks)
+    process.communicate()
+    assert process.returncode == 0, process.stderr[-2000:]
+    state = {}
+    path = next((run / "round1").glob("state"))
+    dcp_to_torch(path, folders / "state.pt")
+    state = torch.load(folders / "state.pt", weights_only=False)["model0"]
+    old = dict(tiny.model().named_parameters())
+    moved = [(state[f"lm.{name}"] != weight).float().mean().item() for name, weight in old.items()
+             if weight.dim() == 2 and "embed" not in name]
+    assert all(weight.dtype == torch.float32 for weight in state.values())
+    assert sum(moved) / len(moved) > 0.6
+    saved = transformers.AutoModelForCausalLM.from_pretrained(run / "round1" / "model")
+    assert saved.dtype == torch.bfloat16
 
 
 # ---------------------------------------------------------------- trees given, numbers gone bad
@@ -146,15 +99,14 @@ def train_on_trees(folder, model, monkeypatch, *more):
     arguments = ["--model", folder / model, "--trees", folder / "trees.jsonl", "--eval-data", "--out",
                  folder / "run", "--lr", 1e-3, *more]
     monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
-    monkeypatch.setattr(dvo.signal, "signal", lambda *_: None)
-    mcts.run_command(dvo.main)
+    tasks.run_command(dvo.main)
 
 
 @pytest.mark.parametrize("objective", dvo.OBJECTIVES)
 def test_any_objective_trains_on_given_trees(objective, folders, monkeypatch):
     train_on_trees(folders, "model", monkeypatch, "--objective", objective)
     events = [json.loads(line) for line in open(folders / "run" / "log.jsonl")]
-    assert [e["event"] for e in events if e["event"] != "train"] == ["trained"]
+    assert [e["event"] for e in events if e["event"] not in ("train", "value")] == ["trained"]
     load = transformers.AutoModelForCausalLM.from_pretrained
     new, old = load(folders / "run" / "round1" / "model"), load(folders / "model")
     assert any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters()))
@@ -201,19 +153,21 @@ def test_trees_of_another_tokenizer_are_refused(fate, folders, monkeypatch, caps
 def test_bad_gradients_are_skipped_and_then_stop_the_run(folders):
     """One bad step changes nothing; five in a row end the run with a sentence."""
     policy = dvo.Policy(tiny.model())
-    examples = [e for e in map(dvo.make_example, mcts.read_trees(folders / "trees.jsonl")) if e]
+    examples = [e for e in map(dvo.make_example, mcts.read_trees(folders / "trees.jsonl")) if e][:1]
     dvo.add_reference(policy, examples, 4096)
     entries, calls = [], []
 
-    def loss(bad):
+    def train(bad, epochs):
         def loss_fn(example, logprobs):
             calls.append(1)
-            factor = float("nan") if bad(len(calls)) else 1.0
-            return factor * dvo.dvo_loss(logprobs, example.reference, example.credit, example.path)
-        return loss_fn
-    settings = dict(lr=1e-4, questions_per_step=1, micro_tokens=4096, log=lambda **e: entries.append(e))
+            factor = float("nan") if len(calls) in bad else 1.0
+            return factor * dvo.objective_loss("dvo", example, logprobs)
+
+        dvo.train([dvo.Learner(policy, 1e-4)], examples, loss_fn, [[0]] * epochs, micro_tokens=4096,
+                  log=lambda **e: entries.append(e))
+
     before = [p.clone() for p in policy.parameters()]
-    dvo.train(policy, examples[:1], loss(lambda n: n == 1), epochs=1, **settings)
+    train({1}, epochs=1)
     assert entries[-1]["skipped"] and all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
-    with pytest.raises(mcts.InputError, match="5 steps in a row"):
-        dvo.train(policy, examples[:1], loss(lambda n: True), epochs=9, **settings)
+    with pytest.raises(tasks.InputError, match="5 steps in a row"):
+        train(range(99), epochs=9)
