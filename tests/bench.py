@@ -4,7 +4,6 @@
     python tests/bench.py search --shape llama-3-8b --slots 128      # of that shape, random: for a GPU
     python tests/bench.py scale                                      # more questions, wider trees, less KV
     python tests/bench.py train --model M --trees trees.jsonl        # against padded rows, as TRL trains
-    python tests/bench.py plan --model M                             # dvo.py --plan against measured peaks
     python tests/bench.py match --cases answers.jsonl                # against Math-Verify, where installed
 
 Every figure is also given as a ratio, since machines differ.
@@ -70,17 +69,17 @@ def path_tokens(tree, i):
 class StepEnds:
     """A stopping criterion of `generate`: each row ends with its step."""
 
-    def __init__(self, splitter, rows, device):
-        self.splitter = splitter
-        self.started = self.newline = self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+    def __init__(self, ending, rows):
+        self.ending, self.done = ending, [False] * rows
+        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, 0, 0, None, 0) for _ in range(rows)]
 
     def __call__(self, ids, scores, **_):
-        blank, self.started, self.newline = self.splitter(ids[:, -1], self.started, self.newline)
-        self.done = self.done | blank
-        return self.done
+        for i, (row, row.newest) in enumerate(zip(self.rows, ids[:, -1].tolist())):
+            self.done[i] = self.ending.step_ends(row) or self.done[i]
+        return torch.tensor(self.done, device=ids.device)
 
 
-def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
+def by_generate(model, tokenizer, ending, paths, breadth, max_tokens):
     """Sample `breadth` next steps after each of `paths` (token ids) in one call of generate."""
     width = max(map(len, paths))
     pad = tokenizer.pad_token_id or 0
@@ -88,34 +87,37 @@ def by_generate(model, tokenizer, splitter, paths, breadth, max_tokens):
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in paths], device=model.device)
     model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens,
                    do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
-                   stopping_criteria=[StepEnds(splitter, len(paths) * breadth, model.device)])
+                   stopping_criteria=[StepEnds(ending, len(paths) * breadth)])
 
 
 class FullPrefix:
     """Attention of one token a row to a full prefix of its own: the least that any engine must do that shares
     nothing."""
 
-    def __init__(self, rows, buffers, length):
-        self.kv = [b.new_empty(2, rows, b.shape[2], length, b.shape[4]).normal_() for b in buffers]
+    def __init__(self, model, rows, length):
+        new = lambda heads, width: torch.randn(rows, heads, length, width, device=model.device,
+                                               dtype=model.served.dtype)
+        self.kv = [(new(*k), new(*v)) for k, v in model.served.layers]
 
-    def __call__(self, layer, q, k, v, scaling):
+    def __call__(self, layer, window, q, k, v, scaling):
         K, V = self.kv[layer]
-        K[:, :, -1], V[:, :, -1] = k.transpose(0, 1), v.transpose(0, 1)     # (N, H, D)
-        q = q.transpose(0, 1).unflatten(1, (len(k), -1))        # (N, H, groups, D): no copy of K a query head
-        return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)
+        K[:, :, -1], V[:, :, -1] = k[0].transpose(0, 1), v[0].transpose(0, 1)   # (N, H, D)
+        q = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))     # (N, H, groups, D): no copy of K a query head
+        return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)[None]
 
 
-def ceiling(engine, rows, prefix, steps=21):
+@torch.no_grad()
+def ceiling(model, rows, prefix, steps=21):
     """Tokens/s and GiB of pure decode forwards (the median one): `rows` rows after `prefix` tokens each, no
     mask, no sampling, no bookkeeping."""
-    attend = FullPrefix(rows, engine.cache.kv, prefix)
-    tokens = torch.zeros(rows, dtype=torch.long, device=engine.device)
+    attend = FullPrefix(model, rows, prefix)
+    tokens = torch.zeros(1, rows, dtype=torch.long, device=model.device)
     position = torch.full_like(tokens, prefix)
     times = []
-    with Peak(engine.device) as peak:
+    with Peak(model.device) as peak:
         for _ in range(steps):
-            with Peak(engine.device) as one:
-                engine._forward(tokens, position, attend)
+            with Peak(model.device) as one:
+                mcts.call_model(model, tokens, position, attend)
             times.append(one.seconds)
     return rows / statistics.median(times), peak.gib
 
@@ -141,15 +143,18 @@ def shaped(name, device, dtype):
     return model.eval(), tiny.tokenizer()
 
 
-def force_lengths(engine, mean):
-    """Let a step end by its token alone, with chance 1 / mean: random weights write no blank lines. Lengths
-    are then geometric, a little more uneven than those of real steps."""
-    chance = torch.rand(len(engine.token_hash), generator=torch.Generator().manual_seed(0))
-    ends = (chance < 1 / mean).to(engine.device)
-    engine.splitter.__class__ = type("Forced", (mcts.StepSplitter,), {
-        "__call__": lambda self, token, started, newline: (ends[token], started, newline)})
-    engine.splitter.eos[:] = False
-    engine.decode = lambda tokens: " ".join(map(str, tokens))
+class Forced(mcts.Ending):
+    """A step ends by its token alone, with chance 1 / 40: random weights write no blank lines. Lengths are then
+    geometric, a little more uneven than those of real steps."""
+
+    def __init__(self, ending, size):
+        self.__dict__.update(ending.__dict__)
+        chance = torch.rand(size, generator=torch.Generator().manual_seed(0))
+        self.ends, self.eos = (chance < 1 / 40).tolist(), set()
+        self.decode = lambda tokens: " ".join(map(str, tokens))
+
+    def step_ends(self, row):
+        return self.ends[row.newest]
 
 
 class Enough(Exception):
@@ -158,16 +163,15 @@ class Enough(Exception):
 
 def start(model, tokenizer, problems, args, before_step=None):
     """A search with the settings of `args`, and its engine, which calls before_step() at every step."""
-    settings = dict(iterations=args.iterations, breadth=args.breadth, max_step_tokens=args.max_step_tokens,
-                    slots=args.slots, seed=args.seed, kv_budget=args.kv_budget and args.kv_budget * 2**30)
-    searching = mcts.search(model, tokenizer, problems, tasks.reward, **settings)
-    engine = searching.gi_frame.f_locals["engine"]
-    step = engine.step
+    engine = mcts.Engine(model, tokenizer, slots=args.slots, siblings=args.breadth,
+                         max_tokens=args.max_step_tokens, kv_budget=args.kv_budget and args.kv_budget * 2**30)
     if args.shape:
-        force_lengths(engine, mean=40)
+        engine.ending = Forced(engine.ending, len(engine.token_hash))
+    step = engine.step
     if before_step:
         engine.step = lambda: (before_step(), step())[1]
-    return searching, engine
+    return mcts.search(model, tokenizer, problems, tasks.reward, iterations=args.iterations,
+                       breadth=args.breadth, seed=args.seed, engine=engine), engine
 
 
 def profile(model, tokenizer, problems, args, first=30, last=40):
@@ -245,11 +249,9 @@ def search(args):
 
     def count():
         nonlocal columns, samples, before
-        for s, job in enumerate(engine.jobs):
-            if job:
-                columns += int(engine.cache.used[s])
-                n = engine._part(s).count(None)
-                samples, before = samples + n, before + n * int(engine.start[s] + engine.length[s])
+        columns += sum(engine.schedule.used().values())
+        samples += len(engine.schedule.rows)
+        before += sum(row.start + len(row.tokens) for row in engine.schedule.rows)
     with Peak(model.device) as peak:
         searching, engine = start(model, tokenizer, problems, args, count)
         trees = list(searching)
@@ -263,8 +265,8 @@ def search(args):
                          stats["reused"], peak.gib)}
     print(f"{len(trees)} trees, {expansions} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
           f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
-          f"a forward has {stats['sampled'] / stats['forwards']:.1f} live samples in "
-          f"{stats['rows'] / stats['forwards']:.1f} rows, each after {context} tokens", flush=True)
+          f"a forward has {stats['sampled'] / stats['forwards']:.1f} samples, each after {context} tokens",
+          flush=True)
 
     draw = random.Random(args.seed)
 
@@ -281,20 +283,20 @@ def search(args):
             rows[name] = rate * sum(steps) / expansions, rate, prefilled, 0, peak.gib
 
     def generate(paths):
-        by_generate(model, tokenizer, engine.splitter, paths, args.breadth, args.max_step_tokens)
+        by_generate(model, tokenizer, engine.ending, paths, args.breadth, args.max_step_tokens)
 
     live = args.slots * args.breadth
-    at_once = ceiling(engine, live, context)
+    at_once = ceiling(model, live, context)
     peer("(a) generate, one tree", 1, args.batches * 3, generate)
     peer("(b) generate, 16 trees", 16, args.batches, generate)
-    rate, gib = max(at_once, ceiling(engine, live, context))     # machines have slow minutes
+    rate, gib = max(at_once, ceiling(model, live, context))     # machines have slow minutes
     rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
     weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
     if model.config.tie_word_embeddings:
         weights += model.get_output_embeddings().weight.numel()
-    kv = sum(b[0, 0, :, 0].numel() * 2 for b in engine.cache.kv)                # numbers a column
+    kv = sum(heads * width for layer in model.served.layers for heads, width in layer)      # numbers a column
     moved = (weights * stats["forwards"] + kv * columns) * model.dtype.itemsize
-    flops = 2 * weights * (stats["rows"] + stats["prefilled"])
+    flops = 2 * weights * (stats["sampled"] + stats["prefilled"])
     copy, matmul = roofline(model.device, model.dtype)
     print(f"\n(c) reads at least {moved / ours.seconds / 1e9:.1f} GB/s, {moved / ours.seconds / copy:.1%} of "
           f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do "
@@ -323,9 +325,9 @@ def scale(args):
 
     def run(title, n, model=model, **settings):
         """Search n new questions and print what an iteration takes."""
-        settings = dict(iterations=10, breadth=5, max_step_tokens=16) | settings
-        searching = mcts.search(model, tokenizer, itertools.islice(questions, n), reward, **settings)
-        engine = searching.gi_frame.f_locals["engine"]
+        settings = dict(iterations=10, breadth=5) | settings
+        engine = mcts.Engine(model, tokenizer, slots=16, siblings=settings["breadth"], max_tokens=16)
+        searching = mcts.search(model, tokenizer, itertools.islice(questions, n), reward, engine=engine, **settings)
         with Peak(model.device) as peak:
             children = [len(node.children) for tree in searching for node in tree.nodes]
         expansions, tokens = sum(map(bool, children)), engine.stats["sampled"]
@@ -366,17 +368,22 @@ def tenth_of_memory(model, tokenizer, problems, reward):
     """Compare a search with a tenth of the KV memory that it would fill with one that has it all."""
     runs, budget = {}, None
     for name in "all", "a tenth":
-        searching = mcts.search(model, tokenizer, problems, reward, iterations=10, max_step_tokens=64,
-                                kv_budget=budget)
-        engine, most = searching.gi_frame.f_locals["engine"], [0]
-        keep = engine._keep
-        engine._keep = lambda *a: (keep(*a), most.append(max(most.pop(), engine.stored)))
+        engine = mcts.Engine(model, tokenizer, slots=16, siblings=5, max_tokens=64, kv_budget=budget)
+        step, most = engine.step, 0
+
+        def watched():
+            nonlocal most
+            done = step()
+            column = engine.cache.nbytes // engine.cache.columns
+            most = max(most, engine.store.stored + column * sum(engine.schedule.used().values()))
+            return done
+        engine.step = watched
         with Peak(model.device) as peak:
             runs[name] = {t.question: [(n.parent, n.tokens, n.visits, n.value) for n in t.nodes]
-                          for t in searching}
-        print(f"{name:8} {most[0] / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
+                          for t in mcts.search(model, tokenizer, problems, reward, iterations=10, engine=engine)}
+        print(f"{name:8} {most / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
               f"{engine.stats['sampled']:8} sampled, {peak.seconds:7.1f} s", flush=True)
-        budget = most[0] // 10
+        budget = most // 10
     same = sum(tree == runs["a tenth"][question] for question, tree in runs["all"].items())
     print(f"{same} of {len(problems)} trees are the same")
 
@@ -405,7 +412,7 @@ def train(args):
     """Seconds (of the processor on a CPU, which others may share) and peak memory of the DVO gradient of each
     question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
-    policy = dvo.Policy(model.train())
+    policy = dvo.Policy(model)
     many = (t for t in mcts.read_trees(args.trees) if sum(n.terminal for n in t.nodes) >= args.paths)
     trees = list(itertools.islice(many, args.limit))
     total, worst = collections.Counter(), 0.0                       # worst: distance of the two gradients
@@ -445,33 +452,6 @@ def train(args):
         a, b = total[f"padded {name}"], total[f"packed {name}"]
         print(f"{name:14} padded {a:10.2f}   packed {b:10.2f}   "
               f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
-
-
-def plan(args):
-    """Peak memory of two optimiser steps of two micro-batches: the plan of `dvo.py --plan` and as measured;
-    under torchrun, rank 0's."""
-    policy, _ = dvo.load_policy(args.model, dvo.start_ranks(args.device), args.dtype, False,
-                                args.activation_checkpointing)
-
-    def two_steps(tokens):
-        size, tree = tokens // 8, mcts.Tree("", "", (tokens - 7 * (tokens // 8)) * [0])
-        for i in range(7):
-            tree.add(mcts.Node(0, size * [i], terminal=True, visits=1, reward=1))
-        example = dvo.make_example(tree, n=7)
-        example.reference = torch.zeros(8)
-        n = 2 * dvo.world()
-        dvo.train(policy, n * [example], lambda e, new: dvo.dvo_loss(new, e.reference, e.credit, e.path),
-                  lr=0, epochs=2, questions_per_step=n, micro_tokens=tokens)
-    two_steps(16)                                                   # what is loaded late is no activation
-    with Peak(policy.device) as peak:
-        two_steps(args.micro_tokens)
-    args = argparse.Namespace(**vars(args), ranks=dvo.world(), offload=False, shard_search=False, slots=1,
-                              candidates=1, max_step_tokens=1)
-    parts = dvo.memory_plan(policy.config, args, policy.compute.itemsize)["train"]
-    planned, measured = sum(parts.values()), parts["weights"] + peak.gib
-    if dvo.rank() == 0:
-        print(*(f"{size:8.3f} GiB  {what}" for what, size in parts.items()), sep="\n")
-        print(f"planned {planned:.3f} GiB, measured {measured:.3f} GiB: {planned / measured - 1:+.1%}")
 
 
 # ---------------------------------------------------------------- answers
@@ -525,14 +505,14 @@ def report(name, judge, cases, show):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in search, scale, train, plan, match:
+    for command in search, scale, train, match:
         sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
         sub.set_defaults(run=command)
         if command is match:
             sub.add_argument("--cases", required=True, help="file of labelled pairs")
             sub.add_argument("--show", action="store_true", help="print every wrong verdict")
             continue
-        sub.add_argument("--model", required=command in (train, plan))
+        sub.add_argument("--model", required=command is train)
         sub.add_argument("--device")
         sub.add_argument("--dtype", choices=("float32", "bfloat16", "float64"))
         sub.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
@@ -540,10 +520,6 @@ def main():
             sub.add_argument("--trees", required=True, help="trees of that model")
             sub.add_argument("--limit", type=int, default=8, help="trees (default: 8)")
             sub.add_argument("--paths", type=int, default=8, help="a question (default: 8)")
-        if command is plan:
-            sub.add_argument("--micro-tokens", type=int, default=2048)
-            sub.add_argument("--activation-checkpointing", action="store_true")
-        if command in (train, plan):
             continue
         sub.add_argument("--data", default="arithmetic", help="task or JSON Lines file (default: arithmetic)")
         if command is scale:
@@ -569,4 +545,4 @@ def main():
 
 
 if __name__ == "__main__":
-    mcts.run_command(main)
+    tasks.run_command(main)

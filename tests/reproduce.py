@@ -58,12 +58,12 @@ def base(out, seed):
     folder = out / f"base{seed}"
     with only_one(folder):
         if not folder.exists():
-            dvo.make_base(folder, seed, low=3, high=9)
+            dvo.make_base(folder, seed, torch.device("cpu"), low=3, high=9)
     return folder
 
 
-def load(folder, value_head=False):
-    return dvo.load_policy(str(folder), torch.device("cpu"), "float32", value_head=value_head)
+def load(folder):
+    return dvo.load_policy(str(folder), torch.device("cpu"), "float32")
 
 
 def questions(chain, part, n, seed):
@@ -140,8 +140,12 @@ def auc(bad, good):
 
 
 def accuracy(policy, tokenizer, chain, part, n, trials):
+    def sample(asked, n):
+        prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in asked]
+        return mcts.stream(policy, tokenizer, prompts, n=n, temperature=0.7, max_new_tokens=128)
+
     problems = questions(chain, part, n, seed=0)                    # the same for all seeds
-    return tasks.evaluate(policy, tokenizer, problems, trials=trials, max_new_tokens=128)["accuracy"]
+    return tasks.evaluate(sample, problems, trials=trials)["accuracy"]
 
 
 def evaluated(policy, tokenizer, chain):
@@ -158,9 +162,8 @@ def train_cell(out, seed, **settings):
     s = argparse.Namespace(**DEFAULTS | settings)
     objective, _, level = s.method.partition("-r")                  # dvo-response
     level = "response" if level else "step"
-    choose, loss = dvo.OBJECTIVES[objective]
-    policy, tokenizer = load(base(out, seed), value_head=objective == "oreo" or s.targets == "value-model")
-    how = dict(epochs=3, questions_per_step=4, micro_tokens=4096, beta=s.beta)
+    choose = dvo.OBJECTIVES[objective]
+    policy, tokenizer = load(base(out, seed))
     for r in range(s.rounds):
         if s.rounds == 1:
             grown = trees(out, seed, s.chain, s.iterations, s.breadth, s.questions)
@@ -174,22 +177,46 @@ def train_cell(out, seed, **settings):
         kept, examples = zip(*[(t, e) for t, e in zip(grown, made) if e])
         if s.examples_of:
             for t, e in zip(kept, examples):
-                e.value = torch.tensor([node.value for node in t.nodes[:len(e.value)]])
-        if objective == "kto":
-            dvo.add_foreign(examples, seed)
-        dvo.add_reference(policy, examples, 4096)
-        if s.targets == "value-model":
-            valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
-            dvo.value_targets(policy, examples, valued, s.value_lr, seed=seed, **how)
-        entries = []
-        dvo.train(policy, examples, lambda e, out: loss(e, out, s.beta, level), lr=s.lr, seed=seed, **how,
-                  value_lr=s.value_lr if objective == "oreo" else None, log=lambda **e: entries.append(e))
+                e.take_values(torch.tensor([node.value for node in t.nodes[:len(e.value)]]))
+        entries = train(policy, grown, examples, objective, level, seed, s)
     result = evaluated(policy, tokenizer, s.chain) | {
         "questions": len(examples), "paths": sum(len(e.path) for e in examples),
         "curve": [[e["rewards/chosen"], e["rewards/rejected"]] for e in entries[::5] + entries[-1:]]}
     if choose is dvo.draw_paths or objective == "dpo":
         result |= rewards(policy, kept, examples, s.beta)
     return result
+
+
+def train(policy, grown, examples, objective, level, seed, s):
+    """Train `policy` with the settings `s`; the log."""
+    steps = dvo.schedule(len(examples), 3, 4, seed)
+    dvo.add_reference(policy, examples, 4096)
+    learners, mismatched, entries = [dvo.Learner(policy, s.lr)], None, []
+    if objective == "kto":
+        mismatched = dvo.Mismatched(examples, steps, mcts.context_length(policy), seed)
+        mismatched.ask(policy, 4096)
+    if objective == "oreo":
+        learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
+    if s.targets == "value-model":
+        critic = dvo.make_critic(policy)
+        valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
+        dvo.train([dvo.Learner(critic, s.value_lr)], valued, dvo.critic_loss,
+                  dvo.schedule(len(valued), 3, 4, seed), micro_tokens=4096)
+        values = dvo.evaluate_packs(critic, [e.pack for e in examples], "values", 4096)
+        for e, value in zip(examples, values):
+            e.take_values(value)
+
+    def loss_fn(e, logprobs, value=None):
+        z0 = mismatched.z0 if mismatched else 0.0
+        return dvo.objective_loss(objective, e, logprobs, beta=s.beta, level=level, z0=z0, value=value)
+
+    def before_step(step):
+        if mismatched:
+            mismatched.update(step, policy, 4096)
+
+    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, before_step=before_step,
+              log=lambda **e: entries.append(e))
+    return entries
 
 
 def rewards(policy, kept, examples, beta):
