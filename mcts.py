@@ -43,7 +43,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, A
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-import eval
+import eval as tasks
 from eval import MARKER, InputError, check_range, open_lines, run_command, visible, write_line
 
 logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
@@ -83,7 +83,8 @@ class Format:
         if not (self.step_end and self.marker):
             raise InputError("a Format needs a step_end and a marker that are not empty")
         if self.instruction is None:
-            gap = {"\n\n": "a blank line", "\n": "a new line"}.get(self.step_end, repr(self.step_end))
+            names = {"\n\n": "a blank line", "\n": "a new line"}
+            gap = names.get(self.step_end, repr(self.step_end))
             instruction = INSTRUCTION.format(gap=gap, marker=self.marker)
             object.__setattr__(self, "instruction", instruction)        # as the class is frozen
 
@@ -126,7 +127,8 @@ def chat(tokenizer, instruction, said):
     system turn, some drop it without a word: then the first user turn says it all."""
     def render(system, first):
         turns = [{"role": "system", "content": system}] if system else []
-        for role, text in zip(cycle(("user", "assistant")), [first, *said[1:]]):
+        roles = cycle(("user", "assistant"))
+        for role, text in zip(roles, [first, *said[1:]]):
             turns.append({"role": role, "content": text})
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     try:
@@ -150,8 +152,8 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     pieces = [text]
     if any(token in part for part in quoted for token in special):
-        parts = [re.escape(part.strip()) for part in quoted if part.strip()]
-        pieces = re.split(f"({'|'.join(parts)})", text)             # every second one is quoted
+        parts = "|".join(re.escape(part.strip()) for part in quoted if part.strip())
+        pieces = re.split(f"({parts})", text)                       # every second one is quoted
     ids = []
     for n, piece in enumerate(pieces):
         how = dict(split_special_tokens=True) if n % 2 else {}
@@ -253,7 +255,8 @@ class Tree:
         step_end = self.config.get("step_end", "\n\n")
         _, ended, after = node.text.lstrip().rpartition(step_end)
         counted = len(node.tokens) == self.config.get("step_tokens")
-        if (ended and not after.strip() or counted) and node.depth >= self.config.get("depth", 0):
+        whole = counted or ended and not after.strip()
+        if whole and node.depth >= self.config.get("depth", 0):
             return "deep"
         long = len(node.tokens) >= self.config.get("max_step_tokens", 0)
         return "cut" if long or "eos" in self.config else "unanswered"      # older files do not name the EOS
@@ -359,7 +362,8 @@ def expand(tree, leaf, samples, breadth):
     for action, (first, *others) in actions.items():
         if action in likeliest:
             logprob = round(first.logprob, 9)                       # more digits depend on the batch
-            node = Node(leaf, first.tokens, logprob, text=first.text, count=1 + len(others))
+            count = 1 + len(others)
+            node = Node(leaf, first.tokens, logprob, text=first.text, count=count)
             children.append((tree.add(node), first.end))
     return children
 
@@ -480,11 +484,11 @@ def load(what, function, name, **how):
 
 def reason(error):
     """The first line of what an exception says, or its kind."""
-    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    return first[:200]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
-# ---------------------------------------------------------------- the model: attention of our own, and its check
+# ---------------------------------------------------------------- the model: our attention, and its check
 
 
 class Unserved(Exception):
@@ -579,12 +583,12 @@ def hidden_states(lm, tokens, positions, attention) -> torch.Tensor:
     return call_model(getattr(lm, backbone(lm)), tokens, positions, attention)[0]
 
 
-class PassOn(torch.nn.Module):
+def pass_on(*args, inputs_embeds=None, **how):
     """Stands for a backbone: its input embeddings are the last hidden states."""
-    decoder = property(lambda self: self)       # which some LMs call instead
+    return Hidden((inputs_embeds,))
 
-    def forward(self, *args, inputs_embeds=None, **how):
-        return Hidden((inputs_embeds,))
+
+pass_on.decoder = pass_on                       # which some LMs call instead
 
 
 class Hidden(tuple):
@@ -600,7 +604,7 @@ def logits_of(lm) -> Callable:
     `lm` makes of them, with scaling, caps and dense layers. Differentiable; shares the parameters."""
     head = lm.__class__.__new__(lm.__class__)   # the LM without its backbone
     head.__dict__.update(lm.__dict__)
-    head.__dict__["_modules"] = lm._modules | {backbone(lm): PassOn()}
+    head.__dict__["_modules"] = lm._modules | {backbone(lm): pass_on}
     return lambda hidden: head(inputs_embeds=hidden[None]).logits[0]
 
 
@@ -621,9 +625,9 @@ def context_length(model) -> int:
     return min(filter(None, limits), default=sys.maxsize)
 
 
-# What a passed check found: the window within which all is exact (None: at any length), the (heads, width) of
-# keys and of values in every layer, their type, and the number of logits.
-Served = namedtuple("Served", "window layers dtype vocabulary")
+# What a passed check found: of what type the weights were, the window within which all is exact (None: at any
+# length), the (heads, width) of keys and of values in every layer, their type, and the number of logits.
+Served = namedtuple("Served", "weights window layers dtype vocabulary")
 CHECKING = threading.Lock()
 
 
@@ -631,13 +635,14 @@ def check_model(model) -> None:
     """Raise InputError unless search and training give the numbers of the model's own forward; say why not.
     A passed check is remembered in the model, so that calling this again costs nothing."""
     with CHECKING:
-        if "served" in vars(model):
+        lm = causal_lm(model)
+        if "served" in vars(model) and model.served.weights == lm.dtype:
             return
-        name = type(causal_lm(model)).__name__
+        name = type(lm).__name__
         try:
             with torch.no_grad():
                 refuse_by_name(model)
-                model.served = within_windows(model)
+                model.served = Served(lm.dtype, *within_windows(model))
         except torch.OutOfMemoryError:
             raise InputError(f"{name} leaves no memory on {model.device} for a forward of 18 tokens") from None
         except Exception as error:              # whatever its own code raises
@@ -664,21 +669,22 @@ def refuse_by_name(model):
 
 
 def within_windows(model):
-    """Served at any length if that is true, else within the smallest window."""
-    owners = [*model.modules(), *(getattr(module, "config", None) for module in model.modules())]
+    """The rest of Served: exact at any length if that is true, else within the smallest window."""
+    modules = [*model.modules()]
+    owners = modules + [getattr(module, "config", None) for module in modules]
     owners = [owner for owner in owners if isinstance(getattr(owner, "sliding_window", None), int)]
     windows = [owner.sliding_window for owner in owners]
     try:
         for owner, window in zip(owners, windows):      # so small that a few tokens look beyond them
             owner.sliding_window = min(4, window)
-        return Served(None, *compare(model))
+        return None, *compare(model)
     except Exception:
         if not owners:
             raise
     finally:
         for owner, window in zip(owners, windows):
             owner.sliding_window = window
-    return Served(min(windows), *compare(model))
+    return min(windows), *compare(model)
 
 
 def compare(model):
@@ -697,7 +703,7 @@ def compare(model):
     packed, hidden = packed_tree(model, tokens, planes)
     if not planes or not same(packed, expected):
         raise Unserved(why_not(model, rows, plain, len(planes)))
-    layers = [(k.shape[1::2], v.shape[1::2]) for k, v in planes]    # (heads, width)
+    layers = [(heads_and_width(k), heads_and_width(v)) for k, v in planes]
     dtype = planes[0][0].dtype
     decoded = prefill_and_decode(model, prompt, answers, layers, dtype)
     if not same(decoded, plain[:, 5:]):
@@ -705,6 +711,11 @@ def compare(model):
     if not same(logits_of(causal_lm(model))(hidden[0]), packed):
         raise Unserved("its forward makes other logits of its hidden states than its head alone")
     return layers, dtype, plain.shape[-1]
+
+
+def heads_and_width(x):
+    _, heads, _, width = x.shape
+    return heads, width
 
 
 def packed_tree(model, tokens, planes):
@@ -722,7 +733,10 @@ def packed_tree(model, tokens, planes):
         return attention(layer, window, q, k, v, scaling)
     lm = causal_lm(model)
     caught = []
-    hook = getattr(lm, backbone(lm)).register_forward_hook(lambda module, args, output: caught.append(output[0]))
+
+    def catch(module, args, output):
+        caught.append(output[0])
+    hook = getattr(lm, backbone(lm)).register_forward_hook(catch)
     try:
         logits = call_model(model, tokens[None], position[None], recorded).logits[0]
     finally:
@@ -742,7 +756,8 @@ def prefill_and_decode(model, prompt, answers, layers, dtype):
     inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
     steps = []
     for t, newest in enumerate(inputs.T.tolist()):
-        slot, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
+        slot, sibling = [1, 1], [0, 2]
+        start, length = [5, 5], [t, t]
         table = np.array([newest, slot, sibling, start, length])
         logits, _ = decode(model, cache, table)
         steps.append(logits)
@@ -859,7 +874,10 @@ class Cache:
 
     def __init__(self, layers, dtype, device, *, slots, siblings, columns):
         """layers: of each layer the (heads, width) of its keys and of its values; columns: of all slots."""
-        self.slots, self.siblings, self.columns, self.device = slots, siblings, columns, device
+        self.slots = slots
+        self.siblings = siblings
+        self.columns = columns
+        self.device = device
         self.width = 0
         self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
@@ -925,7 +943,8 @@ class Prefill:
     """The attention of T new tokens of a path, which come after `start` others in `slot`."""
 
     def __init__(self, cache, slot, start):
-        self.cache, self.start = cache, start
+        self.cache = cache
+        self.start = start
         self.first = slot * cache.width
         self.biases = {}
 
@@ -966,7 +985,8 @@ class Decode:
 
     def __init__(self, cache, slot, sibling, start, length, slots, columns):
         G, device = cache.siblings, cache.device
-        self.cache, self.slots = cache, slots
+        self.cache = cache
+        self.slots = slots
         self.columns = min(cache.width, -(-columns // 16) * 16)     # kernels like whole blocks
         self.at = slot, sibling
         self.newest = slot * cache.width + start + length * G + sibling
@@ -1099,7 +1119,8 @@ class Row:
     @property
     def part(self):
         """What of its job shares its slot, as it stands in Scheduler.waiting."""
-        return self.job.turn, self.job.number, self.index - self.sibling, self.job
+        first = self.index - self.sibling
+        return self.job.turn, self.job.number, first, self.job
 
     @property
     def state(self):
@@ -1122,8 +1143,10 @@ class Scheduler:
     HEADROOM = 64             # tokens of each sibling for which a job must find room to start
 
     def __init__(self, cache, max_live, max_tokens, context):
-        self.cache, self.max_live = cache, max_live
-        self.max_tokens, self.context = max_tokens, context
+        self.cache = cache
+        self.max_live = max_live
+        self.max_tokens = max_tokens
+        self.context = context
         self.waiting = []                       # heap of (turn, number, first sibling, job)
         self.rows = []
 
@@ -1187,10 +1210,12 @@ class Scheduler:
 
 
 class Ending:
-    """Where samples end: by the texts of single tokens, since to decode them again and again would take long."""
+    """Where samples end: by the texts of single tokens, since to decode all again and again would take long."""
 
     def __init__(self, model, tokenizer, format, context, whole):
-        self.format, self.context, self.whole = format, context, whole
+        self.format = format
+        self.context = context
+        self.whole = whole
         self.decode = functools.partial(tokenizer.decode, **PLAIN)
         size = model.served.vocabulary
         self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
@@ -1207,7 +1232,8 @@ class Ending:
 
     def tail(self, text):
         """The end of `text` that may become a part of the step's end."""
-        return text[max(0, len(text) - len(self.format.step_end) + 1):]
+        start = len(text) - len(self.format.step_end) + 1
+        return text[max(0, start):]
 
     def step_ends(self, row):
         """Whether the text of `row` now, with its newest token, holds the step's end after other text: in one
@@ -1276,8 +1302,13 @@ class Engine:
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
                  format=Format(), kv_budget=None):
         check_model(model)
-        self.model, self.format, self.slots, self.siblings = model, format, slots, siblings
-        self.max_tokens, self.temperature, self.whole = max_tokens, temperature, whole
+        self.model = model
+        self.format = format
+        self.slots = slots
+        self.siblings = siblings
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.whole = whole
         context = context_length(model)
         self.ending = Ending(model, tokenizer, format, context, whole)
         self.token_hash = hash_vocabulary(model.served.vocabulary, model.device)
@@ -1319,34 +1350,16 @@ class Engine:
         return completed
 
     def start(self, job, first, slot):
-        """Begin the samples of `job` from `first` on in `slot`: gather the KV of its path, compute the rest.
-
-        The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
-        segment is the KV of the inputs that predicted its step (the last token of its parent and its own but
-        the last), and the root needs no case of its own.
-        """
-        keys, steps = zip(*job.path)
-        inputs = [*chain(*steps)]
-        ends = accumulate(map(len, steps), initial=0)
-        bounds = [max(0, end - 1) for end in ends]                  # of the segments
-        found = self.store.find(keys)
-        have, need = bounds[len(found)], bounds[-1]
-        column = slot * self.cache.width
-        if found:
-            self.cache.put(column, found)
-        if have < need:
-            prefill(self.model, self.cache, slot, have, inputs[have:need])
-            for key, begin, end in list(zip(keys, bounds, bounds[1:]))[len(found):]:
-                segment = self.cache.take(column + begin, end - begin)
-                self.store.keep(key, segment)
-                job.keys.add(key)
-        self.stats["reused"] += have
-        self.stats["prefilled"] += need - have
-        words = draw_words(keys[-1], self.max_tokens, self.siblings)
-        limit = self.schedule.limit(need)
-        for index in range(first, min(first + self.cache.siblings, self.siblings)):
+        """Begin the samples of `job` from `first` on in `slot`."""
+        gather(self, job, slot)
+        key, tokens = job.path[-1]
+        words = draw_words(key, self.max_tokens, self.siblings)
+        limit = self.schedule.limit(job.start)
+        end = min(first + self.cache.siblings, self.siblings)
+        for index in range(first, end):
             if job.samples[index] is None:      # else it ended before the job gave up its slot
-                row = Row(job, index, slot, index - first, need, limit, words[index], newest=inputs[-1])
+                row = Row(job, index, slot, sibling=index - first, start=job.start, limit=limit,
+                          words=words[index], newest=tokens[-1])
                 self.ending.begin(row)
                 self.schedule.rows.append(row)
 
@@ -1359,7 +1372,7 @@ class Engine:
         logits, words = decode(self.model, self.cache, np.ascontiguousarray(table))
         words = torch.stack(words, 1).int()                         # (N, 2)
         token, logprob = pick(logits, words, self.token_hash, self.temperature)
-        both = torch.stack((token.double(), logprob.double()))
+        both = torch.stack((token.to(logprob.dtype), logprob))      # exact: ids are below 2^24
         token, logprob = both.tolist()                              # the only wait for the device
         if not all(map(math.isfinite, logprob)):
             raise InputError("the model's logits are not finite: its weights hold NaN, or numbers too large "
@@ -1380,6 +1393,33 @@ class Engine:
             row.job.keys.add(key)
 
 
+def gather(engine, job, slot):
+    """Bring the KV of the path of `job` into `slot`: what is stored, and the rest computed.
+
+    The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
+    segment is the KV of the inputs that predicted its step (the last token of its parent and its own but the
+    last), and the root needs no case of its own.
+    """
+    keys, steps = zip(*job.path)
+    inputs = [*chain(*steps)]
+    ends = accumulate(map(len, steps), initial=0)
+    bounds = [max(0, end - 1) for end in ends]                      # of the segments
+    found = engine.store.find(keys)
+    have, need = bounds[len(found)], bounds[-1]
+    column = slot * engine.cache.width
+    if found:
+        engine.cache.put(column, found)
+    if have < need:
+        prefill(engine.model, engine.cache, slot, have, inputs[have:need])
+        for i in range(len(found), len(keys)):
+            begin, end = bounds[i], bounds[i + 1]
+            segment = engine.cache.take(column + begin, end - begin)
+            engine.store.keep(keys[i], segment)
+            job.keys.add(keys[i])
+    engine.stats["reused"] += have
+    engine.stats["prefilled"] += need - have
+
+
 def take_memory(engine, context, budget):
     """The cache of the live samples, which come first, and a store with the rest of the budget."""
     model = engine.model
@@ -1390,7 +1430,8 @@ def take_memory(engine, context, budget):
     spare = 0 if engine.whole else engine.slots // 2                # whole responses take too much
     slots = parts * (engine.slots + spare)
     budget = 0.5 * free_memory(model.device) if budget is None else budget
-    share = min(budget, max(budget / 2, 1024 * slots * column))
+    one_job = column * (1024 + siblings * engine.max_tokens)        # after a path of usual length
+    share = min(budget, max(budget / 2, one_job))
     most = slots * (context + siblings * engine.max_tokens)
     columns = min(int(share / column), most)
     cache = Cache(layers, dtype, model.device, slots=slots, siblings=siblings, columns=columns)
@@ -1421,7 +1462,7 @@ def some_weights(model):
         if hasattr(p, "to_local"):
             return []
         every = 1 + p.numel() // 16
-        some.append(p.detach().flatten()[::every].double())
+        some.append(p.detach().flatten()[::every].float())
     return torch.cat(some).tolist()
 
 
@@ -1487,7 +1528,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
            engine=None, progress=None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
-    model, tokenizer   a Hugging Face causal LM, on its device, and its tokenizer
+    model, tokenizer   a causal LM of transformers, and its tokenizer
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
     reward_fn          (response text, answer) -> +1 or -1; by name it also gets what else it asks for: other
                        fields of the problem, and the `marker` of the format
@@ -1498,27 +1539,26 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     max_step_tokens    a step cut at this length is a failure
     slots              leaves whose samples fill a forward, see Engine (default: 16 on a CPU, else 64)
     kv_budget          bytes of keys and values, see Engine (default: half of the free memory)
-    format             prompt, step's end and marker
-    engine             a ready Engine, instead of slots, candidates, max_step_tokens, kv_budget and format
+    format, engine     see Format; a ready Engine, instead of slots, candidates, max_step_tokens and format
     progress           called with the iterations completed; a tree that ends early counts its rest
 
     The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed,
     question, path, sibling and position. (In float64; in float32 the rounding of another batch flips about
-    one token in 10^7.) Raises InputError for settings out of range, for a model that cannot be served or
-    whose weights change between two trees, and for a reward that is not +1 or -1. A question that fills the
-    model's context or the KV memory is skipped with a line on stderr.
+    one token in 10^7.) Raises InputError for settings out of range, a model that cannot be served or whose
+    weights change meanwhile, a reward that is not +1 or -1. A question that fills the model's context or the
+    KV memory is skipped with a line on stderr.
     """
     if engine:
-        slots, format = engine.slots, engine.format
-        candidates, max_step_tokens = engine.siblings, engine.max_tokens
+        slots, candidates = engine.slots, engine.siblings
+        max_step_tokens, format = engine.max_tokens, engine.format
     candidates = breadth if candidates is None else candidates
     if slots is None:
         slots = 16 if model.device.type == "cpu" else 64
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
-                  seed=seed, max_step_tokens=max_step_tokens, tokenizer=fingerprint(tokenizer),
-                  step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker,
-                  eos=sorted(eos_tokens(model, tokenizer)))
+                  seed=seed, max_step_tokens=max_step_tokens)
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
+    config |= dict(tokenizer=fingerprint(tokenizer), eos=sorted(eos_tokens(model, tokenizer)),
+                   step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
     if not engine:
         engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                         format=format, kv_budget=kv_budget)
@@ -1598,15 +1638,16 @@ def begin(engine, prompt, seed, name, repeat=0, deeper=0):
     key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
     path = [(key, prompt)]
     opening, start = engine.opening
-    if 0 < len(start) < len(prompt) and prompt[:len(start)] == start:
-        path = [(opening, start), (key, prompt[len(start):])]
+    n, shared = len(prompt), len(start)
+    if 0 < shared < n and prompt[:shared] == start:
+        path = [(opening, start), (key, prompt[shared:])]
     why = None
     if not prompt or not name.strip():
         why = "a blank question"
-    elif len(prompt) >= engine.schedule.context:
-        why = f"a prompt of {len(prompt)} tokens does not fit the model's context of {engine.schedule.context}"
-    elif not engine.schedule.fits(len(prompt) - 1, len(prompt) - 1 + deeper):
-        why = f"what may follow a prompt of {len(prompt)} tokens does not fit into the KV memory (kv_budget)"
+    elif n >= engine.schedule.context:
+        why = f"a prompt of {n} tokens does not fit the model's context of {engine.schedule.context}"
+    elif not engine.schedule.fits(n - 1, n - 1 + deeper):
+        why = f"what may follow a prompt of {n} tokens does not fit into the KV memory (kv_budget)"
     if why:
         print(f"skipped: {why}: {name[:60]!r}...", file=sys.stderr)
     return None if why else path
@@ -1619,11 +1660,12 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     context or the KV memory. A prompt given again draws other ones.
 
     A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
-    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1. `progress`
-    is called with the tokens drawn, and with what a response left of its limit, so that the sum becomes
-    len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
+    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
+    `progress` is called with the tokens drawn, and with what a response left of its limit, so that the sum
+    becomes len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
     """
-    check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1))
+    check_range(n=(n, 1), slots=(slots, 1))
+    check_range(max_new_tokens=(max_new_tokens, 1))
     check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
     if slots is None:
         slots = max(1, (80 if model.device.type == "cpu" else 320) // n)
@@ -1666,10 +1708,11 @@ def sample(model, tokenizer, prompts, **settings):
 
 def check_search(settings):
     """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
-    least = dict(iterations=1, breadth=1, depth=1, max_step_tokens=1, slots=1, c_puct=0, kv_budget=0)
-    least["candidates"] = settings["breadth"]
-    for name, value in least.items():
-        check_range(**{name: (settings[name], value)})
+    for name in "iterations", "breadth", "depth", "max_step_tokens", "slots":
+        check_range(**{name: (settings[name], 1)})
+    for name in "c_puct", "kv_budget":
+        check_range(**{name: (settings[name], 0)})
+    check_range(candidates=(settings["candidates"], settings["breadth"]))
 
 
 # ---------------------------------------------------------------- pictures
@@ -1696,7 +1739,9 @@ def draw(tree, width=110, unvisited=False):
 
 
 def draw_below(tree, i, indent, width, unvisited):
-    children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
+    children = tree.nodes[i].children
+    if not unvisited:
+        children = [j for j in children if tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
         branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
@@ -1717,7 +1762,7 @@ details > :not(summary) { margin-left: 1.6em } summary { cursor: pointer; margin
 pre { font: inherit; white-space: pre-wrap; display: inline-block; vertical-align: top; margin: 0 4px }
 pre { max-width: 85% }
 .leaf { margin: .15em 0 .15em 1.1em } b, i { font: 12px monospace; border-radius: 3px; padding: 1px 5px }
-i { color: #666 } .right { background: #d9f2d9 } .wrong { background: #fadcd9 } .failed { background: #eee }
+i { color: #666; white-space: nowrap } .right { background: #d9f2d9 } .wrong { background: #fadcd9 } .failed { background: #eee }
 </style><h1>Search trees</h1><p>On each step: its credit r + V(s') - V(s), then V and N; ✓ right, ✗ wrong,
 and the failures of form: cut, deep, unanswered.</p><div id="trees"></div><script>
 const trees = DATA
@@ -1756,7 +1801,8 @@ def page(trees):
             credit = round(tree.credit(i), 4) if i else None
             end = tree.ending(i) if node.terminal else None
             text = node.text if i else tree.question
-            nodes.append((text, round(node.value, 4), node.visits, credit, end, node.children))
+            value = round(node.value, 4)
+            nodes.append((text, value, node.visits, credit, end, node.children))
         rows.append((tree.answer, listed(endings), nodes))
     return PAGE.replace("DATA", json.dumps(rows).replace("</", "<\\/"))
 
@@ -1790,7 +1836,9 @@ def search_settings(args):
     """Keyword arguments of `search` from parsed flags, --seed included."""
     names = search.__kwdefaults__.keys() - {"format", "engine", "progress"}
     settings = {name: getattr(args, name) for name in names}
-    return settings | dict(kv_budget=None if args.kv_budget is None else args.kv_budget * 2**30)
+    if args.kv_budget is not None:
+        settings["kv_budget"] = args.kv_budget * 2**30
+    return settings
 
 
 def show(args):
@@ -1811,7 +1859,8 @@ def search_file(args):
 
     settings = search_settings(args)
     check_search(settings)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         stem, suffix = os.path.splitext(args.out)
         args.out = f"{stem}.{rank}{suffix}"
@@ -1819,14 +1868,14 @@ def search_file(args):
             args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if os.path.realpath(args.out) == os.path.realpath(args.data):
         raise InputError(f"--out is --data, {args.out}: choose another file for the trees")
-    problems = eval.load_problems(args.data, split="train")[:args.limit]
+    problems = tasks.load_problems(args.data, split="train")[:args.limit]
     endings = Counter()
     with open_lines(args.out) as out:
         left = not_searched(problems[rank::world], args.out, settings)
         model, tokenizer = load_model(args.model, args.device, args.dtype)
         total = len(left) * args.iterations
         with tqdm(total=total, unit="iteration", smoothing=0.05, disable=rank > 0) as bar:
-            for tree in search(model, tokenizer, left, eval.reward, progress=bar.update, **settings):
+            for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 write_line(out, tree.record())
                 endings += tree.endings()
     print(f"{args.out}: {len(left)} questions of {len(problems)} were left; endings: {listed(endings)}",
@@ -1856,7 +1905,7 @@ def main():
     parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization).")
     parser.add_argument("--model", help="Hugging Face folder or hub name")
     parser.add_argument("--data", help="task name or JSON Lines file with question and answer")
-    parser.add_argument("--out", help="file to append trees to, one a line; what is there is not searched again")
+    parser.add_argument("--out", help="file to append trees to; what is there is not searched again")
     parser.add_argument("--limit", type=int, help="the first N questions, or trees, only")
     parser.add_argument("--seed", type=int, default=search.__kwdefaults__["seed"])
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),

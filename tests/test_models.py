@@ -42,8 +42,8 @@ SIZES = dict(
     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, shared_intermediate_size=24, index_n_heads=2,
     index_head_dim=8, intermediate_size_mlp=48, dense_intermediate_size=48, bos_token_id=None,
     eos_token_id=None, pad_token_id=None)
-WINDOWS = ("sliding_window", "window_size", "local_attention", "attention_chunk_size", "index_topk", "floor_scale",
-           "keep_window_size", "attention_window_size")
+WINDOWS = ("sliding_window", "window_size", "local_attention", "attention_chunk_size", "index_topk",
+           "floor_scale", "keep_window_size", "attention_window_size")
 # Kinds that need more to be built, or to show what they are.
 LATENT = dict(head_dim=4, num_key_value_heads=4)                    # keys and values of different width
 MORE = {"granite": dict(logits_scaling=8.0), "cohere": dict(logit_scale=0.0625),
@@ -54,8 +54,8 @@ MORE = {"granite": dict(logits_scaling=8.0), "cohere": dict(logit_scale=0.0625),
         "phi3": dict(original_max_position_embeddings=64, rope_parameters=dict(
             rope_type="longrope", rope_theta=1e4, short_factor=[1.0] * 4, long_factor=[4.0] * 4)),
         "llama4_text": dict(layer_types=["chunked_attention", "full_attention"]),
-        **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "minicpm3", "longcat_flash", "youtu", "axk1",
-                         "axk2", "glm4_moe_lite", "glm_moe_dsa"), LATENT)}
+        **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "minicpm3", "longcat_flash", "youtu",
+                         "axk1", "axk2", "glm4_moe_lite", "glm_moe_dsa"), LATENT)}
 
 
 def build(kind, dtype=torch.float64, **settings):
@@ -159,7 +159,8 @@ EXACT = ["llama", "qwen2", "qwen3", "qwen3_moe", "gpt2", "gpt_neox", "olmo2", "m
          "cohere", "cohere2", "granite", "deepseek_v3", "stablelm", "nemotron", "gemma4_text"]
 LIMITED = {"phi3": 64, "llama4_text": WINDOW}                       # to their context here
 REFUSED = {"gemma2": "soft cap", "gpt_oss": "sinks", "bloom": "sdpa", "mpt": "sdpa", "mamba": "layers|sdpa",
-           "qwen3_next": "linear_attention", "bert": "both directions", "minimax_m3_vl_text": "minimax_m3_sparse",
+           "qwen3_next": "linear_attention", "bert": "both directions",
+           "minimax_m3_vl_text": "minimax_m3_sparse",
            "doge": "depends on more|mask"}
 
 
