@@ -34,7 +34,8 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")    # before torch starts a GPU
@@ -47,7 +48,8 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict)
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict,
+    set_optimizer_state_dict)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -143,9 +145,10 @@ def rft_loss(policy: Tensor, path: Tensor) -> Tensor:
 
 def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
              beta: float = 0.1) -> Tensor:
-    """Direct preference optimisation on whole paths (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair.
+    """Direct preference optimisation (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair of paths.
 
-    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair.
+    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair. With a single 1
+    in each row, for two steps taken in the same state, this is Step-DPO (App. C; arXiv 2406.18629, Eq. 2).
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
     >>> dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=path[:1], rejected=path[1:], beta=1.0)
@@ -157,17 +160,7 @@ def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor
     return -F.logsigmoid(beta * margin)                             # Eq. 2
 
 
-def step_dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
-                  beta: float = 0.1) -> Tensor:
-    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): (P,) loss of each pair of steps taken in the same state.
-
-    As dpo_loss, with a single 1 in each row of chosen and of rejected.
-
-    >>> policy, step = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
-    >>> step_dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=step[:1], rejected=step[1:])
-    tensor([0.5544])
-    """
-    return dpo_loss(policy, reference, chosen, rejected, beta)
+step_dpo_loss = dpo_loss
 
 
 def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z0: float, beta: float = 0.1,
@@ -175,7 +168,7 @@ def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z
     """Kahneman-Tversky optimisation (arXiv 2402.01306, Eq. 8; weights as in App. C): (P,) loss of each path.
 
     correct: (P,) bool. z0: the reference point, an estimate of KL(pi || pi_ref) in nats, at least 0, without
-    gradient (see Mismatched). The loss of a path lies between 0 and its lambda.
+    gradient (see reference_point). The loss of a path lies between 0 and its lambda.
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
     >>> kto_loss(policy, policy - 1, path, torch.tensor([True, False]), z0=1.0)
@@ -321,16 +314,15 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
 
 @dataclass
 class Batch:
-    """Packs side by side, right-padded to T, a multiple of 64. Indices of hidden states count in B * T, those
-    of nodes in the packs' nodes one after the other."""
+    """Packs side by side, right-padded to T. Places count in B * T, nodes over all packs."""
     tokens: Tensor            # (B, T)
     position: Tensor          # (B, T)
     mask: Tensor              # (B, T, T) bool, which tokens each token sees
     target: Tensor            # (R,) every token of a step
-    predictor: Tensor         # (R,) the hidden state that predicts it
+    predictor: Tensor         # (R,) the place before it, whose hidden state predicts it
     node: Tensor              # (R,) its node
-    state: Tensor             # (M,) the hidden state at the last token of each packed node, the root's too
-    state_node: Tensor        # (M,) that node
+    last: Tensor              # (M,) the place of the last token of each packed node, the root's too
+    last_node: Tensor         # (M,) that node
     sizes: list[int]          # nodes of each pack
 
     def sum_by_node(self, values, node):
@@ -347,29 +339,24 @@ def padded_length(pack):
 def collate(packs: list[Pack], device: torch.device) -> Batch:
     """The Batch of `packs`, on `device`."""
     B, T = len(packs), max(map(padded_length, packs))
-    tokens = np.zeros((B, T), dtype=np.int64)
-    position = np.zeros((B, T), dtype=np.int64)
+    tokens, position, before = np.zeros((3, B, T), dtype=np.int64)
+    node = np.full((B, T), -1)                                      # of padding
     mask = np.zeros((B, T, T), dtype=bool)
     mask |= np.eye(T, dtype=bool)                                   # padding sees itself: no NaN
-    target, predictor, node, state, state_node = [], [], [], [], []
-    first_node = 0
     for b, p in enumerate(packs):
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
+        before[b, :t] = b * T + p.before
+        node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
-        in_step = p.node > 0
-        target.append(p.tokens[in_step])
-        predictor.append(b * T + p.before[in_step])
-        node.append(first_node + p.node[in_step])
-        nodes, from_end = np.unique(p.node[::-1], return_index=True)    # where each is first met from behind
-        state.append(b * T + t - 1 - from_end)
-        state_node.append(first_node + nodes)
-        first_node += p.num_nodes
-    whole = [tokens, position, mask]
-    indices = [np.concatenate(part).astype(np.int64) for part in (target, predictor, node, state, state_node)]
-    on_device = [torch.from_numpy(array).to(device) for array in whole + indices]
-    return Batch(*on_device, sizes=[p.num_nodes for p in packs])
+    is_step = node > 0
+    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's
+    sizes = [p.num_nodes for p in packs]
+    node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
+    columns = (tokens, position, mask, tokens[is_step], before[is_step], node[is_step],
+               np.flatnonzero(is_last), node[is_last])
+    return Batch(*(torch.from_numpy(column).to(device) for column in columns), sizes=sizes)
 
 
 class Policy(nn.Module):
@@ -402,7 +389,7 @@ class Policy(nn.Module):
 
         def token_logprobs(hidden, target):
             logits = logits_of(hidden)                              # (r, V)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
         vocabulary = self.lm.config.get_text_config().vocab_size
@@ -429,9 +416,9 @@ class Critic(nn.Module):
     def forward(self, packs: list[Pack]) -> tuple[Tensor, ...]:
         batch = collate(packs, self.device)
         hidden = hidden_states(self.lm, batch)                      # (B * T, D)
-        value = self.head(hidden[batch.state])[:, 0]                # (M, D) -> (M,)
-        value = value if value.dtype == torch.float64 else value.float()
-        return batch.sum_by_node(value, batch.state_node)
+        value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        return batch.sum_by_node(value, batch.last_node)
 
 
 def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
@@ -466,8 +453,7 @@ class Example:
     tokens: Tensor            # (num_nodes,) of each step
     reward: Tensor            # (num_nodes,) r; 0 but on terminals
     value: Tensor             # (num_nodes,) V of the search, or of a value model; 0 where a solution ended
-    sampled: Tensor           # (num_nodes,) log pi(a|s) as the search stored it
-    reference: Tensor         # (num_nodes,) log pi_ref; as sampled, until `add_reference` asks the policy
+    reference: Tensor         # (num_nodes,) log pi_ref; as the search stored it, until `add_reference` asks
 
     @property
     def credit(self) -> Tensor:
@@ -486,12 +472,11 @@ class Example:
 
     def like(self, vector: Tensor) -> "Example":
         """The same on the device of `vector`, and its numbers in that precision."""
-        moved = {}
-        for name, column in vars(self).items():
+        moved = dict(vars(self))
+        for name, column in moved.items():
             if isinstance(column, Tensor):
-                is_number = column.is_floating_point()
-                moved[name] = column.to(vector) if is_number else column.to(vector.device)
-        return replace(self, **moved)
+                moved[name] = column.to(vector if column.is_floating_point() else vector.device)
+        return Example(**moved)
 
 
 def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
@@ -516,7 +501,6 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
     def column(numbers):
         return torch.tensor([float(number) for number in numbers])
 
-    logprob = column([node.logprob for node in nodes])
     return Example(
         pack=pack(tree, whole),
         path=path,
@@ -526,39 +510,36 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
         tokens=column([len(node.tokens) for node in nodes]),
         reward=column([node.reward for node in nodes]),
         value=column([0.0 if node.terminal else node.value for node in nodes]),
-        sampled=logprob,
-        reference=logprob)
+        reference=column([node.logprob for node in nodes]))
 
 
 def draw_paths(tree, n, seed):
     """Up to n correct and as many incorrect valid paths of `tree`, drawn without replacement, weighted by the
     sum of visits along the path (as in the authors' code). Seed, question and tree decide the draw."""
-    random = np.random.default_rng(seed_of(seed, tree.question))
-    drawn = {1: [], -1: []}
-    for outcome, paths in drawn.items():
-        found = [tree.path(i) for i, node in enumerate(tree.nodes) if node.valid and node.reward == outcome]
-        if found:
-            weight = np.array([visits_along(tree, path) for path in found], dtype=float)
-            size = min(n, len(found))
-            order = random.choice(len(found), size, replace=False, p=weight / weight.sum())
-            paths += [found[k] for k in order]
-    return drawn[1], drawn[-1]
+    rng = generator(seed, tree.question)
+    drawn = []
+    for outcome in 1, -1:
+        ends = [i for i, node in enumerate(tree.nodes) if node.valid and node.reward == outcome]
+        paths = [tree.path(i) for i in ends]
+        if paths:
+            visits = [sum(tree.nodes[i].visits for i in path) for path in paths]
+            weight = np.array(visits, dtype=float)
+            size = min(n, len(paths))
+            order = rng.choice(len(paths), size, replace=False, p=weight / weight.sum())
+            paths = [paths[k] for k in order]
+        drawn.append(paths)
+    return drawn
 
 
-def visits_along(tree, path):
-    return sum(tree.nodes[i].visits for i in path)
-
-
-def seed_of(seed, *names):
-    """A seed for numpy that belongs to `seed`, of either sign, and `names`."""
+def generator(seed, *names):
+    """Numpy's random numbers that belong to `seed`, of either sign, and `names`."""
     text = " ".join(map(str, names))
-    return [seed % 2**64, zlib.crc32(text.encode())]
+    return np.random.default_rng([seed % 2**64, zlib.crc32(text.encode())])
 
 
 def correct_paths(tree, n, seed):
     """RFT trains on correct paths."""
-    correct, _ = draw_paths(tree, n, seed)
-    return correct, []
+    return draw_paths(tree, n, seed)[0], []
 
 
 def path_pairs(tree, n, seed):
@@ -573,33 +554,28 @@ def path_pairs(tree, n, seed):
 def sibling_pairs(tree, n, seed):
     """Step-DPO: in each state the steps of the largest and of the smallest value among those that are valid
     and whose value is the mean of two outcomes at least; of those pairs the n with the largest gap."""
+
+    def value(i):
+        return tree.nodes[i].value
+
+    def gap(pair):
+        return value(pair[0]) - value(pair[1])
+
     pairs = []
     for node in tree.nodes:
-        steps = [(tree.nodes[i].value, i) for i in node.children if is_comparable(tree.nodes[i])]
+        steps = [i for i in node.children if tree.nodes[i].valid and tree.nodes[i].visits >= 2]
         if steps:
-            high, better = max(steps, key=value_of)
-            low, worse = min(steps, key=value_of)
-            pairs.append((high - low, [better], [worse]))
-    largest = sorted(pairs, key=value_of, reverse=True)[:n]
-    chosen = [better for gap, better, _ in largest if gap > 0]
-    rejected = [worse for gap, _, worse in largest if gap > 0]
-    return chosen, rejected
-
-
-def is_comparable(node):
-    return node.valid and node.visits >= 2
-
-
-def value_of(entry):
-    return entry[0]
+            pairs.append((max(steps, key=value), min(steps, key=value)))
+    largest = sorted(pairs, key=gap, reverse=True)[:n]
+    unequal = [pair for pair in largest if gap(pair) > 0]
+    return [[better] for better, _ in unequal], [[worse] for _, worse in unequal]
 
 
 def any_paths(tree, n, seed):
     """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
-    random = np.random.default_rng(seed_of(seed, tree.question))
     ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
     found = {1: [], -1: []}
-    for i in random.permutation(ends)[:2 * n]:
+    for i in generator(seed, tree.question).permutation(ends)[:2 * n]:
         outcome = tree.nodes[i].reward
         found[outcome].append(tree.path(int(i)))
     return found[1], found[-1]
@@ -621,12 +597,9 @@ def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 
         return dvo_loss(*both, e.credit, e.path, beta, level)
     if objective == "rft":
         return rft_loss(policy, e.path)
-    if objective == "dpo":
+    if objective in ("dpo", "step-dpo"):
         chosen, rejected = e.path.chunk(2)
         return dpo_loss(*both, chosen, rejected, beta)
-    if objective == "step-dpo":
-        chosen, rejected = e.path.chunk(2)
-        return step_dpo_loss(*both, chosen, rejected, beta)
     if objective == "kto":
         return kto_loss(*both, e.path, e.correct, z0, beta)
     if objective == "oreo":
@@ -644,50 +617,23 @@ def critic_loss(e: Example, value: Tensor) -> Tensor:
     return value_loss(value, e.path, e.parent, e.outcome)
 
 
-class Mismatched:
-    """KTO's reference point (arXiv 2402.01306, Sec. 4.1): z0, the mean log-ratio of paths after the prompt of
-    another question, an estimate of KL(pi || pi_ref), at least 0. The pairs are drawn anew for each optimiser
-    step, beforehand, since their reference must be asked before the first update.
-
-    steps: the examples of each optimiser step; context: tokens that a pair may have.
-    """
-
-    def __init__(self, examples: list[Example], steps: list[list[int]], context: int, seed: int):
-        self.z0 = 0.0
-        self.packs = []
-        self.reference = []
-        for step, chosen in enumerate(steps):
-            random = np.random.default_rng(seed_of(seed, "mismatched", step))
-            askers = random.permutation(chosen)
-            lenders = np.roll(askers, 1)
-            pairs = [(examples[i], examples[j]) for i, j in zip(askers, lenders) if i != j]
-            packs = [mismatch(mine, other, random) for mine, other in pairs]
-            self.packs.append([p for p in packs if len(p.tokens) <= context])
-
-    def ask(self, policy, tokens, shard_search=False):
-        """Fill in the reference's log-prob of every pair, before the first update."""
-        flat = list(itertools.chain(*self.packs))
-        vectors = iter(evaluate_packs(policy, flat, "reference of KTO", tokens, shard_search))
-        for packs in self.packs:
-            self.reference.append([next(vectors)[1].item() for _ in packs])
-
-    @torch.no_grad()
-    def update(self, step, policy, tokens):
-        """Set z0 for an optimiser step. All ranks call this."""
-        packs = self.packs[step]
-        total = torch.zeros(1, dtype=torch.float64)
-        for weight, batch in my_micro_batches(packs, tokens):
-            vectors = policy(packs=[packs[i] for i in batch])
-            for i, logprobs in zip(batch, vectors):
-                log_ratio = logprobs[1].item() - self.reference[step][i]
-                total += weight * log_ratio
-        add_over_ranks(total)
-        self.z0 = max(0.0, total.item() / max(1, len(packs)))
+def mismatched_packs(examples: list[Example], steps: list[list[int]], context: int,
+                     seed: int) -> list[list[Pack]]:
+    """For KTO's reference point (arXiv 2402.01306, Sec. 4.1): prompts with a path of another question of the
+    same optimiser step, as node 1, of at most `context` tokens; drawn anew for each step."""
+    found = []
+    for step, chosen in enumerate(steps):
+        rng = generator(seed, "mismatched", step)
+        askers = rng.permutation(chosen)
+        lenders = np.roll(askers, 1)
+        packs = [mismatch(examples[i], examples[j], rng) for i, j in zip(askers, lenders) if i != j]
+        found.append([p for p in packs if len(p.tokens) <= context])
+    return found
 
 
-def mismatch(mine, other, random):
+def mismatch(mine, other, rng):
     """The prompt of one question with a path of another, as node 1."""
-    nodes = np.flatnonzero(random.choice(other.path.numpy()))
+    nodes = np.flatnonzero(rng.choice(other.path.numpy()))
     prompt = mine.pack.tokens[mine.pack.node == 0]
     path = other.pack.tokens[np.isin(other.pack.node, nodes)]
     tree = mcts.Tree("", "", prompt=prompt.tolist())
@@ -695,30 +641,41 @@ def mismatch(mine, other, random):
     return pack(tree, [[1]])
 
 
+def with_reference(policy, packs, tokens, shard_search=False):
+    """Mismatched packs, each with its log pi_ref: asked before the first update."""
+    flat = list(itertools.chain(*packs))
+    vectors = iter(evaluate_packs(policy, flat, "reference of KTO", tokens, shard_search))
+    return [[(p, next(vectors)[1].item()) for p in of_step] for of_step in packs]
+
+
+@torch.no_grad()
+def reference_point(policy, pairs, tokens) -> float:
+    """KTO's z0 from a step's packs with their log pi_ref: the mean log-ratio, an estimate of KL(pi || pi_ref),
+    at least 0. All ranks call this."""
+    packs = [p for p, _ in pairs]
+    total = torch.zeros(1, dtype=torch.float64)
+    for weight, batch in my_micro_batches(packs, tokens):
+        vectors = policy(packs=[packs[i] for i in batch])
+        for i, logprobs in zip(batch, vectors):
+            _, reference = pairs[i]
+            total += weight * (logprobs[1].item() - reference)
+    add_over_ranks(total)
+    return max(0.0, total.item() / max(1, len(packs)))
+
+
 # ---------------------------------------------------------------- training
 
 
 class Learner:
-    """A module in training, with an AdamW of its own and its peak learning rate."""
+    """A module in training, with an AdamW of its own and its peak learning rate; without a peak it is only
+    saved and loaded."""
 
-    def __init__(self, module, peak):
+    def __init__(self, module, peak=None):
         self.module = module
         self.peak = peak
-        self.parameters = list(module.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=0.0, fused=True)
-
-    def clip(self):
-        """Scale the gradient to a norm of 1 at most, and return what it was, the same on every rank."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
-        return norm.item()
-
-    def update(self, share):
-        """An optimiser step at `share` of the peak rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = share * self.peak
-        self.optimizer.step()
+        self.optimizer = None
+        if peak is not None:
+            self.optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
 
 
 def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[list[int]]:
@@ -732,14 +689,15 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     return steps
 
 
-def rate_share(step: int, total: int, warmup_steps: int = 20) -> float:
-    """The share of the peak rate in (0, 1] at step 0 ... total - 1: linear warmup over a tenth of the steps
-    (Sec. 5), but over `warmup_steps` at least, then a cosine to 0.
+def warmup(total, least=20):
+    """Steps of the warmup: a tenth of all (Sec. 5), but `least` at least. Adam's first update moves every
+    weight by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
+    return max(round(0.1 * total), least)
 
-    Adam's first update moves every weight by the full rate, whatever the gradient: without a warmup of some
-    tens of steps a short training jumps. It may then end before it has reached the peak.
-    """
-    ramp = max(round(0.1 * total), warmup_steps)
+
+def rate_share(step: int, total: int) -> float:
+    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup, then a cosine to 0."""
+    ramp = warmup(total)
     if step < ramp:
         return (step + 1) / ramp
     progress_after = (step - ramp) / (total - ramp)
@@ -748,31 +706,30 @@ def rate_share(step: int, total: int, warmup_steps: int = 20) -> float:
 
 def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, steps: list[list[int]], *,
           micro_tokens: int, beta: float | None = None, name: str = "train",
-          log: Callable = lambda **fields: None, before_step: Callable = lambda step: None,
+          log: Callable = lambda **fields: None, of_step: Callable = lambda step: {},
           state: Path | None = None, save_seconds: float = 600.0) -> None:
     """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
     pairs) of each optimiser step.
 
     steps: the indices of the examples of each, see `schedule`. beta: log the implicit rewards of the first
-    learner, beta * log_ratio. before_step(step) is called on every rank.
+    learner, beta * log_ratio. of_step(step), called on every rank: what loss_fn gets by name in that step.
     state: a folder that keeps weights and optimisers every `save_seconds` and at the end, and from which
     training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row raises
     InputError.
     """
     total = len(steps)
-    goes_on = from_rank_0(state is not None and state.exists())
-    first = load_state(state, learners) if goes_on else 0
-    if total and max(rate_share(step, total) for step in range(total)) < 1 and rank() == 0:
+    first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
+    if rank() == 0 and 0 < total < warmup(total):
         print(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
     saved = time.time()
     bad_in_a_row = 0
     for step in progress(name, total, "step", iterable=range(first, total), initial=first):
         start = time.time()
         # 1. What belongs to the step alone, such as KTO's reference point
-        before_step(step)
+        loss_of_step = functools.partial(loss_fn, **of_step(step))
         # 2. Forward and backward
         chosen = [examples[i] for i in steps[step]]
-        sums = accumulate(learners, chosen, loss_fn, micro_tokens, beta)
+        found = accumulate(learners, chosen, loss_of_step, micro_tokens, beta)
         # 3. Update all learners, or none
         share = rate_share(step, total)
         norm, is_finite = update(learners, share)
@@ -780,30 +737,19 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
         if bad_in_a_row == 5:
             raise InputError("the gradient was not finite for 5 steps in a row; lower the rate")
         # 4. Log
-        log(step=step + 1, **means(sums, beta), lr=share * learners[0].peak, grad_norm=norm, skipped=not is_finite,
-            tokens_per_second=round(sums["tokens"] / (time.time() - start)))
+        tokens = sum(len(e.pack.tokens) for e in chosen)
+        log(step=step + 1, **found, lr=share * learners[0].peak, grad_norm=norm, skipped=not is_finite,
+            tokens_per_second=round(tokens / (time.time() - start)))
         # 5. Save, by the clock of rank 0
-        is_due = from_rank_0(time.time() - saved > save_seconds)
+        is_due = from_rank_0(lambda: time.time() - saved > save_seconds)
         if state and (is_due or step + 1 == total):
             save_state(state, learners, step + 1)
             saved = time.time()
 
 
-def update(learners, share):
-    """An optimiser step of all learners at `share` of their peak rates, or of none where a gradient is not
-    finite. Returns the norm of the first one's gradient, and whether it was done."""
-    norms = [learner.clip() for learner in learners]
-    is_finite = all(map(math.isfinite, norms))
-    for learner in learners:
-        if is_finite:
-            learner.update(share)
-        learner.optimizer.zero_grad()
-    return norms[0], is_finite
-
-
 def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
-    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return the
-    sums of what `measure` finds, over examples and ranks."""
+    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return that
+    loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there is none."""
     units = sum(e.units for e in chosen)
     rows = []
     for weight, batch in my_micro_batches([e.pack for e in chosen], micro_tokens):
@@ -814,41 +760,54 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
             example = chosen[i].like(vectors[0])
             losses = loss_fn(example, *vectors)
             loss = loss + weight * losses.sum() / units
-            found = measure(example, vectors[0].detach(), losses.detach(), beta or 0.0)
-            rows.append(weight * torch.stack(found).double())
+            rows.append(weight * measure(example, vectors[0].detach(), losses.detach(), beta or 0.0))
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
     total = torch.stack(rows).sum(0).cpu()
     add_over_ranks(total)
-    return dict(zip(MEASURED, total.tolist()))
-
-
-MEASURED = ("loss", "units", "tokens", "rewards/chosen", "chosen", "rewards/rejected", "rejected")
-
-
-def measure(e, policy, losses, beta):
-    """What is MEASURED of one example, each a number in a tensor; the implicit reward of a path is beta *
-    log_ratio."""
-    reward = beta * (e.path @ (policy - e.reference))               # (P,)
-    chosen = e.correct.to(reward)
-    rejected = 1 - chosen
-    units = losses.new_tensor(e.units)
-    tokens = losses.new_tensor(len(e.pack.tokens))
-    return [losses.sum(), units, tokens, chosen @ reward, chosen.sum(), rejected @ reward, rejected.sum()]
-
-
-def means(sums, beta):
-    """Loss a unit; with a beta, the implicit reward a path of each outcome, None where there is none."""
-    found = {"loss": sums["loss"] / sums["units"]}
-    for outcome in ("chosen", "rejected") if beta else ():
-        paths = sums[outcome]
-        found[f"rewards/{outcome}"] = sums[f"rewards/{outcome}"] / paths if paths else None
+    loss, up, down = total.tolist()
+    found = {"loss": loss / units}
+    if beta:
+        right = sum(e.correct.sum().item() for e in chosen)
+        wrong = sum(len(e.correct) for e in chosen) - right
+        found["rewards/chosen"] = up / right if right else None
+        found["rewards/rejected"] = down / wrong if wrong else None
     return found
 
 
-def micro_batches(packs, tokens):
-    """Split the indices of packs, by length, into batches of at most `tokens` padded tokens, or of one."""
+def measure(e, policy, losses, beta):
+    """(3,) of one example: the sum of its losses, and of the implicit rewards, beta * log_ratio, of its correct
+    (of pairs: better) and of its other paths."""
+    reward = beta * (e.path @ (policy - e.reference))               # (P,)
+    chosen = e.correct.to(reward)
+    rejected = 1 - chosen
+    return torch.stack([losses.sum(), chosen @ reward, rejected @ reward]).double()
+
+
+def update(learners, share):
+    """An optimiser step of all learners at `share` of their peak rates, or of none where a gradient is not
+    finite; gradients are scaled to a norm of 1 at most. Returns the norm of the first one's, and whether the
+    step was done."""
+    norms = []
+    for learner in learners:
+        norm = nn.utils.clip_grad_norm_(learner.module.parameters(), 1.0)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm     # the same on every rank
+        norms.append(norm.item())
+    is_finite = all(map(math.isfinite, norms))
+    for learner in learners:
+        for group in learner.optimizer.param_groups:
+            group["lr"] = share * learner.peak
+        if is_finite:
+            learner.optimizer.step()
+        learner.optimizer.zero_grad()
+    return norms[0], is_finite
+
+
+def micro_batches(packs, tokens, first=0, every=1):
+    """Batches of at most `tokens` padded tokens, or of one pack: the indices of packs by length, or of those
+    from the `first` on the share of one rank of `every`."""
+    lengths = [len(p.tokens) for p in packs]
     batches = []
-    for i in by_length(packs):
+    for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
         longest = padded_length(packs[i])                           # so far
         if batches and longest * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(i)
@@ -857,37 +816,27 @@ def micro_batches(packs, tokens):
     return batches
 
 
-def by_length(packs):
-    """The indices of packs, the shortest first."""
-    lengths = [len(p.tokens) for p in packs]
-    return np.argsort(lengths, kind="stable").tolist()
-
-
 def my_micro_batches(packs, tokens):
     """This rank's share of `packs` as (weight, indices), as many on every rank: FSDP's collectives must
-    match, so a rank that runs out repeats a pack with weight 0."""
-    order = by_length(packs)
-    batches = []                                                    # of each rank
-    for r in range(world()):
-        mine = order[r::world()]
-        cut = micro_batches([packs[i] for i in mine], tokens)
-        batches.append([(1.0, [mine[k] for k in batch]) for batch in cut])
-    most = max(map(len, batches))
-    short = most - len(batches[rank()])
-    return batches[rank()] + [(0.0, order[:1])] * short
+    match, so a rank that runs out repeats the shortest pack with weight 0."""
+    of_rank = [micro_batches(packs, tokens, r, world()) for r in range(world())]
+    most = max(map(len, of_rank))
+    mine = [(1.0, batch) for batch in of_rank[rank()]]
+    shortest = sum(of_rank[0], [])[:1]
+    return mine + [(0.0, shortest)] * (most - len(mine))
 
 
 @torch.no_grad()
 def evaluate_packs(module: nn.Module, packs: list[Pack], name: str, tokens: int,
                    shard_search: bool = False) -> list[Tensor]:
     """module(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
-    mine = range(len(packs))[rank()::world()]
+    batches = micro_batches(packs, tokens, rank(), world())
+    total = sum(map(len, batches))
     done = []
-    with at_own_pace(module, name, shard_search), progress(name, len(mine), leave=False) as bar:
-        for batch in micro_batches([packs[i] for i in mine], tokens):
-            indices = [mine[k] for k in batch]
-            vectors = module(packs=[packs[i] for i in indices])
-            done += [(i, vector.cpu()) for i, vector in zip(indices, vectors)]
+    with at_own_pace(module, name, shard_search), progress(name, total, leave=False) as bar:
+        for batch in batches:
+            vectors = module(packs=[packs[i] for i in batch])
+            done += [(i, vector.cpu()) for i, vector in zip(batch, vectors)]
             bar.update(len(batch))
     return gather(done)
 
@@ -899,9 +848,9 @@ def add_reference(policy, examples, tokens, shard_search=False):
     distance = 0.0
     num_tokens = 0.0
     for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
-        e.reference = reference
         packed = np.unique(e.pack.node)
-        difference = reference[packed] - e.sampled[packed]
+        difference = reference[packed] - e.reference[packed]
+        e.reference = reference
         distance += difference.abs().sum().item()
         num_tokens += e.tokens[packed].sum().item()
     if not distance < 0.1 * num_tokens:                             # nor if it is NaN
@@ -932,12 +881,20 @@ def add_over_ranks(values):
         dist.all_reduce(values)
 
 
-def from_rank_0(item):
-    """Rank 0's `item`, on every rank."""
-    items = [item]
+def from_rank_0(work):
+    """What `work` returns on rank 0, on every rank; or the InputError that it raises there."""
+    outcome = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except InputError as error:
+            outcome[1] = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(items)
-    return items[0]
+        dist.broadcast_object_list(outcome)
+    found, problem = outcome
+    if problem:
+        raise InputError(problem)
+    return found
 
 
 def gather(mine):
@@ -993,7 +950,7 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
         lm, tokenizer = in_turn(lambda: mcts.load_model(name, "meta", master))
         policy = Policy(lm, getattr(torch, dtype or default), device, offload, activation_checkpointing)
         shard(policy, policy)
-        read_weights(policy, name)
+        read_pretrained(policy, name)
     policy.eval()                                                   # a reference has no dropout
     mcts.check_model(policy)
     reshard(policy)
@@ -1041,7 +998,7 @@ def shard(module, policy):
     module.to_empty(device="cpu" if policy.offload else policy.device)
 
 
-def read_weights(policy, name):
+def read_pretrained(policy, name):
     """Give a policy the weights in the folder or hub name `name`: rank 0 reads, all get their shards."""
     full, weights = None, {}
     if rank() == 0:
@@ -1090,8 +1047,9 @@ def at_own_pace(module, name, shard_search=False):
     """
     blocks = sharded_blocks(module)
     if blocks and shard_search:
-        with announced(module):
-            yield
+        announcement = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
+        yield
+        announcement.remove()
         with torch.no_grad():
             while somebody_works(False):
                 module(packs=[IDLE])
@@ -1099,24 +1057,12 @@ def at_own_pace(module, name, shard_search=False):
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
         block.unshard()
-    try:
-        yield
-        wait_for_ranks(name)
-    finally:
-        for block in blocks:
-            is_root = block is module                               # as FSDP does by default
-            block.set_reshard_after_forward(not is_root, recurse=False)
-        reshard(module)
-
-
-@contextlib.contextmanager
-def announced(module):
-    """Inside, every forward of `module` tells the other ranks first that this rank still works."""
-    hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    yield
+    wait_for_ranks(name)
+    for block in blocks:
+        is_root = block is module                                   # as FSDP does by default
+        block.set_reshard_after_forward(not is_root, recurse=False)
+    reshard(module)
 
 
 def somebody_works(me):
@@ -1159,47 +1105,42 @@ def put(path, write):
     try:
         write(new)
     except (Exception, CheckpointException) as error:               # a full disk has many faces
-        raise InputError(f"cannot write {path} ({last_line(error)}); free some space, and the same command "
+        raise InputError(f"cannot write {path} ({mcts.reason(error)}); free some space, and the same command "
                          "goes on from what is saved") from None
     meet()
     if rank() == 0:
         if path.exists():
             path.rename(old)
         new.rename(path)
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
+        remove(old)
     meet()
+
+
+def remove(path):
+    """Remove a file, a folder, or nothing."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def clean_up(folder):
     """Undo what a kill in the middle of `put` has left."""
     for new in folder.rglob("*.new"):
-        shutil.rmtree(new, ignore_errors=True)
-        new.unlink(missing_ok=True)
+        remove(new)
     for old in folder.rglob("*.old"):
         path = old.with_suffix("")
         if path.exists():
-            shutil.rmtree(old)
+            remove(old)
         else:
             old.rename(path)
 
 
-def last_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def put_text(path, text):
-    """Rank 0 writes `text`. All ranks call this."""
-    put(path, lambda new: rank() == 0 and new.write_text(text, encoding="utf-8"))
-
-
 def state_of(learners):
-    """Weights and optimiser state of each learner, by names that load on any number of ranks."""
+    """Weights and, in training, optimiser state of each learner, by names that load on any number of ranks."""
     state = {}
     for i, learner in enumerate(learners):
-        state[f"model{i}"], state[f"optimizer{i}"] = get_state_dict(learner.module, learner.optimizer)
+        state[f"model{i}"] = get_model_state_dict(learner.module)
+        if learner.optimizer:
+            state[f"optimizer{i}"] = get_optimizer_state_dict(learner.module, learner.optimizer)
     return state
 
 
@@ -1210,34 +1151,19 @@ def save_state(folder, learners, step):
 
 
 def load_state(folder, learners):
-    """Load what save_state saved, on any number of ranks, and return the step."""
+    """Load what save_state saved, on any number of ranks, and return the step. The policy alone may be loaded
+    from what was saved in training."""
     state = state_of(learners) | {"step": 0}
-    read_state(folder, state)
-    for i, learner in enumerate(learners):
-        set_state_dict(learner.module, learner.optimizer, model_state_dict=state[f"model{i}"],
-                       optim_state_dict=state[f"optimizer{i}"])
-    return state["step"]
-
-
-def save_weights(folder, policy):
-    """Master weights alone, where no training goes on."""
-    state = {"model0": get_model_state_dict(policy)}
-    put(folder, lambda new: dcp.save(state, checkpoint_id=new))
-
-
-def load_weights(folder, policy):
-    """Load the policy, the first learner, from what save_state or save_weights saved."""
-    weights = get_model_state_dict(policy)
-    read_state(folder, {"model0": weights})
-    set_model_state_dict(policy, weights)
-
-
-def read_state(folder, state):
     try:
         dcp.load(state, checkpoint_id=folder)
     except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise InputError(f"the training state {folder} cannot be read ({last_line(error)}); restore it, or "
+        raise InputError(f"the training state {folder} cannot be read ({mcts.reason(error)}); restore it, or "
                          "start anew with another --out") from None
+    for i, learner in enumerate(learners):
+        set_model_state_dict(learner.module, state[f"model{i}"])
+        if learner.optimizer:
+            set_optimizer_state_dict(learner.module, learner.optimizer, state[f"optimizer{i}"])
+    return state["step"]
 
 
 def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -1261,6 +1187,9 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
     put(folder, write)
 
 
+BASE = -1                     # the round of the model as it was given; 0: after bootstrapping; r: after round r
+
+
 class Run:
     """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on.
 
@@ -1274,30 +1203,26 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
+        self.held, self.newest = BASE, BASE     # whose weights the policy holds, and which are the newest
         self.policy, self.tokenizer = None, None                    # when they are loaded
-        problem = None
-        if rank() == 0:
-            try:
-                self._open()
-            except InputError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = f"cannot write to the run folder {folder}: {error.strerror}; choose another --out"
-        problem = from_rank_0(problem)
-        if problem:
-            raise InputError(problem)
+        from_rank_0(self._open)
 
     def _open(self):
-        config = self.folder / "config.json"
+        """Make the folder if it is new, keep others out, and compare the settings. Rank 0 does this."""
         fixed = {name: value for name, value in vars(self.args).items() if name not in self.FREE}
         settings = json.loads(json.dumps(fixed))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "config.json"
         new = config.with_name("config.json.new")
-        if not config.exists():
-            if any(path != new for path in self.folder.iterdir()):
-                raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-            new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            new.rename(config)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not config.exists():
+                if any(path != new for path in self.folder.iterdir()):
+                    raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
+                new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+                new.rename(config)
+        except OSError as error:
+            raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose another "
+                             "--out") from None
         self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
         clean_up(self.folder)
         try:
@@ -1355,97 +1280,99 @@ class Run:
 
 # ---------------------------------------------------------------- the stages of a run
 
-BASE = -1                     # weights of the model as it was given; 0: after bootstrapping; r: after round r
-
-
-@dataclass
-class Stage:
-    """A part of a run. It is done when its file is there, NAME.json in the folder of its round, which holds
-    what work(run, name, problems) found."""
-    round: int
-    name: str
-    weights: int              # BASE, or the round whose weights it starts from
-    work: Callable
-    problems: list[dict] = ()
-    trains: bool = False      # it leaves the policy with the weights of its own round
-
-
-def plan_stages(args, problems, eval_sets):
-    """Bootstrapping if asked for, then search, training and evaluation of each round."""
-    plan = []
-    weights = BASE
-    if args.bootstrap:
-        questions = problems[:args.bootstrap_questions]
-        held_back, _ = hold_back(questions)
-        plan += [Stage(0, "sampled", BASE, sample_demonstrations, questions),
-                 Stage(0, "before", BASE, measure_form, held_back),
-                 Stage(0, "imitated", BASE, imitate_demonstrations, questions, trains=True),
-                 Stage(0, "after", 0, measure_form, held_back),
-                 Stage(0, "bootstrap", 0, keep_better_base, trains=True)]
-        weights = 0
-    for r in range(args.rounds + 1):
-        if r > 0 and not args.trees:
-            plan.append(Stage(r, "search", weights, search_round, questions_of_round(r, problems, args)))
-        if r > 0 and args.targets == "value-model":
-            plan.append(Stage(r, "values", weights, value_round))
-        if r > 0:
-            plan.append(Stage(r, "trained", weights, train_round, trains=True))
-            weights = r
+def run_stages(run, problems, eval_sets):
+    """Bootstrapping if asked for, then search, training and evaluation of each round, as far as not done."""
+    args = run.args
+    for run.round in range(args.rounds + 1):
+        if run.round == 0 and args.bootstrap:
+            stage(run, "bootstrap", bootstrap, problems[:args.bootstrap_questions])
+        if run.round > 0 and not args.trees:
+            stage(run, "search", search_round, questions_of_round(run.round, problems, args))
+        if run.round > 0 and args.targets == "value-model":
+            stage(run, "values", value_round)
+        if run.round > 0:
+            stage(run, "trained", train_round)
         for task, questions in eval_sets.items():
-            plan.append(Stage(r, f"eval-{short_name(task)}", weights, evaluate_round, questions))
-    return plan
+            stage(run, f"eval-{short_name(task)}", evaluate_round, questions)
+
+
+def stage(run, name, work, problems=()):
+    """A part of a run: done when its file is there, NAME.json in the folder of its round, which holds what
+    work(run, name, problems) found. It starts from the newest weights; a training leaves newer ones."""
+    path = run.file(f"{name}.json")
+    trains = work in (bootstrap, train_round)
+    if not from_rank_0(path.exists):
+        hold_weights(run, run.newest)
+        start = time.time()
+        found = work(run, name, problems) | {"seconds": round(time.time() - start, 1)}
+        run.log(name, **found)
+        text = json.dumps(found, indent=1) + "\n"
+        put(path, lambda new: rank() == 0 and new.write_text(text, encoding="utf-8"))
+        if rank() == 0:
+            tidy(run, trains)
+        if trains:
+            run.held = run.round
+        if run.policy.device.type == "cuda":
+            torch.cuda.empty_cache()                                # the next stage needs other sizes
+    if trains:
+        run.newest = run.round
+
+
+def hold_weights(run, of_round):
+    """Give the policy the weights of BASE or of a round, unless it holds them."""
+    if run.held == of_round:
+        return
+    if of_round == BASE:
+        read_pretrained(run.policy, run.args.model)
+    else:
+        load_state(run.file("state", of_round), [Learner(run.policy)])
+    run.held = of_round
+
+
+def tidy(run, trains):
+    """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
+    model = run.file("model")
+    if model.exists():
+        (model / "README.md").write_text(model_card(run), encoding="utf-8")
+    for rate in run.file("").glob("state-*"):                       # tried by bootstrapping
+        remove(rate)
+    if trains and run.round > 0:                                    # later rounds start from this one
+        remove(run.file("state", run.round - 1))
+        remove(run.file("critic"))
 
 
 def questions_of_round(r, problems, args):
     """Drawn by seed without replacement, over the rounds too, until all have been drawn."""
-    order = np.random.default_rng(seed_of(args.seed, "questions")).permutation(len(problems))
+    order = generator(args.seed, "questions").permutation(len(problems))
     n = min(len(problems), args.questions_per_round)
     first = (r - 1) * args.questions_per_round
     return [problems[order[i % len(order)]] for i in range(first, first + n)]
 
 
-def run_stages(run, plan):
-    """Do what is not done yet. The policy gets the weights that a stage starts from, unless it holds them."""
-    held = BASE
-    for stage in plan:
-        run.round = stage.round
-        path = run.file(f"{stage.name}.json")
-        if from_rank_0(path.exists()):
-            continue
-        if stage.weights != held:
-            take_weights(run, stage.weights)
-        start = time.time()
-        found = stage.work(run, stage.name, stage.problems) | {"seconds": round(time.time() - start, 1)}
-        run.log(stage.name, **found)
-        put_text(path, json.dumps(found, indent=1) + "\n")
-        if rank() == 0:
-            tidy(run, stage)
-        held = stage.round if stage.trains else stage.weights
-        if run.policy.device.type == "cuda":
-            torch.cuda.empty_cache()                                # the next stage needs other sizes
-
-
-def tidy(run, stage):
-    """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
-    model = run.file("model")
-    if model.exists():
-        (model / "README.md").write_text(model_card(run), encoding="utf-8")
-    if stage.trains and stage.round > 0:                            # later rounds start from this one
-        shutil.rmtree(run.file("state", stage.round - 1), ignore_errors=True)
-        shutil.rmtree(run.file("critic"), ignore_errors=True)
-
-
-def take_weights(run, weights):
-    """Give the policy the weights of BASE or of a round."""
-    if weights == BASE:
-        read_weights(run.policy, run.args.model)
-    else:
-        load_weights(run.file("state", weights), run.policy)
-
-
 def short_name(task):
     """What a task or a file of questions is called in file names and tables."""
     return Path(task).stem
+
+
+def sample_responses(run, name, problems, n, temperature, shots=(), keep_tokens=False):
+    """n responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they come;
+    the records of all. shots: worked examples in the prompt."""
+    args = run.args
+    mine = run.unfinished(name, problems)
+    prompts = [mcts.build_prompt(run.tokenizer, p["question"], shots) for p in mine]
+    label = f"round {run.round}: {name}"
+    lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
+    with (lines, at_own_pace(run.policy, label, args.shard_search),
+          progress(label, len(mine) * n * args.max_new_tokens, "token", unit_scale=True) as bar):
+        for i, samples in mcts.stream(run.policy, run.tokenizer, prompts, n=n, temperature=temperature,
+                                      max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update,
+                                      kv_budget=mcts.search_settings(args)["kv_budget"]):
+            record = tasks.judge(mine[i], samples)
+            if keep_tokens:
+                record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
+            tasks.write_line(lines, record)
+    records = {record["question"]: record for record in run.records(name)}
+    return [records[p["question"]] for p in problems]
 
 
 # Format bootstrapping (App. B): the base learns to write steps from its own correct responses
@@ -1470,51 +1397,40 @@ WORKED = [
      "Final Answer: B")]
 
 
-def hold_back(questions):
-    """A fifth of the bootstrapping questions, which are measured and never imitated; and the others."""
-    n = math.ceil(len(questions) / 5)
-    return questions[:n], questions[n:]
-
-
-def sample_demonstrations(run, name, problems):
-    """Sample responses and keep them as they come. A model with a chat template shows its own way of solving
-    better than worked examples do; one without needs them to see the form."""
+def bootstrap(run, name, problems):
+    """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth, right
+    and well-formed more often. A model with a chat template shows its own way of solving better than worked
+    examples do; one without needs them to see the form."""
     args = run.args
     shots = args.bootstrap_shots
     if shots is None:
         shots = 0 if run.tokenizer.chat_template else len(WORKED)
-    mine = run.unfinished("samples", problems)
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots]) for p in mine]
-    n = args.bootstrap_samples
-    lines = tasks.open_lines(run.file(f"samples.rank{rank()}.jsonl"))
-    with lines, sampling(run, "bootstrap: sample", len(mine) * n) as bar:
-        for i, samples in respond(run, prompts, n, args.bootstrap_temperature, bar):
-            drawn = [{"tokens": s.tokens, "text": s.text, "end": s.end,
-                      "correct": tasks.grade(s.text, mine[i]["answer"])} for s in samples]
-            tasks.write_line(lines, mine[i] | {"samples": drawn})
-    return {"questions": len(problems), "worked_examples": shots}
-
-
-@contextlib.contextmanager
-def sampling(run, name, responses):
-    """At its own pace, each rank draws `responses`: a bar that counts their tokens."""
-    tokens = responses * run.args.max_new_tokens
-    with (at_own_pace(run.policy, name, run.args.shard_search),
-          progress(name, tokens, "token", unit_scale=True) as bar):
-        yield bar
-
-
-def respond(run, prompts, n, temperature, bar):
-    """n responses to each prompt: (index, samples), as they finish."""
-    args = run.args
-    return mcts.stream(run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
-                       max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
-                       progress=bar.update)
+    sampled = sample_responses(run, "samples", problems, args.bootstrap_samples, args.bootstrap_temperature,
+                               WORKED[:shots], keep_tokens=True)
+    n = math.ceil(len(problems) / 5)
+    before = measure_form(run, "before", problems[:n])
+    imitated = imitate_own(run, demonstrations(run, sampled[n:]), demonstrations(run, sampled[:n]))
+    after = measure_form(run, "after", problems[:n])
+    is_better = after["both"] > before["both"]
+    if rank() == 0:
+        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
+              f"{before['responses']} to questions held back:")
+        for when, shares in ("before", before), ("after", after):
+            print(f"  {when:7}right {shares['right']:6.1%}, well-formed {shares['well_formed']:6.1%}, "
+                  f"both {shares['both']:6.1%}, {shares['tokens_per_step']:.0f} tokens a step")
+        if not is_better:
+            print("  no gain: the rounds start from the base as it was given")
+    if not is_better:
+        read_pretrained(run.policy, args.model)
+    save_state(run.file("state"), [Learner(run.policy)], step=0)
+    save_model(run.policy, run.tokenizer, run.file("model"))
+    return {"questions": len(problems), "worked_examples": shots, "before": before, "imitated": imitated,
+            "after": after, "kept": is_better}
 
 
 def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
-    records = answer_questions(run, name, problems)
+    records = sample_responses(run, name, problems, run.args.trials, run.args.temperature)
     counts = Counter()
     for response in itertools.chain.from_iterable(record["responses"] for record in records):
         is_whole = response["tokens"] < run.args.max_new_tokens
@@ -1536,17 +1452,14 @@ def has_steps(text):
     return "\n\n" in seen.strip() and tasks.MARKER in seen
 
 
-def demonstrations(run, problems, most=4):
-    """The Examples of up to `most` correct, well-formed responses to each of `problems`, drawn evenly, so
-    that short and long ones keep their shares and easy questions do not set the style."""
-    wanted = {p["question"] for p in problems}
-    records = [record for record in run.records("samples") if record["question"] in wanted]
+def demonstrations(run, records, most=4):
+    """The Examples of up to `most` correct, well-formed responses of each record, drawn evenly, so that short
+    and long ones keep their shares and easy questions do not set the style."""
     found = []
-    for record in sorted(records, key=lambda record: record["question"]):
-        good = [s for s in record["samples"]
-                if s["correct"] and s["end"] in ("eos", "answer") and has_steps(s["text"])]
-        random = np.random.default_rng(seed_of(run.args.seed, record["question"]))
-        for i in random.permutation(len(good))[:most]:
+    for record in sorted(records, key=itemgetter("question")):
+        good = [sample for sample, response in zip(record["samples"], record["responses"])
+                if response["correct"] and sample["end"] in ("eos", "answer") and has_steps(response["response"])]
+        for i in generator(run.args.seed, record["question"]).permutation(len(good))[:most]:
             found.append(demonstration(run.tokenizer, record, good[i]))
     return found
 
@@ -1574,27 +1487,23 @@ def imitate(policy, examples, lr, batch, seed, **how):
     train([Learner(policy, lr)], examples, loss_fn, steps, **how)
 
 
-def imitate_demonstrations(run, name, problems):
+def imitate_own(run, examples, unseen):
     """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that lowers the negative
     log-likelihood of responses to questions held back. The paper's rate is for thousands of examples; few do
     not bear it."""
-    args, policy = run.args, run.policy
-    held_back, shown = hold_back(problems)
-    examples = demonstrations(run, shown)
-    unseen = demonstrations(run, held_back)
+    args = run.args
     before = nats_per_token(run, unseen)
     found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for rate in [args.bootstrap_lr / 4**k for k in range(3) if examples and unseen]:
         how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
-        imitate(policy, examples, rate, batch, args.seed, **how)
+        imitate(run.policy, examples, rate, batch, args.seed, **how)
         after = nats_per_token(run, unseen)
         found["tried"][f"{rate:g}"] = after
         if after < before:
             found["rate"] = rate
             break
-        take_weights(run, BASE)
-    save_weights(run.file("state"), policy)
+        read_pretrained(run.policy, args.model)
     return found
 
 
@@ -1602,32 +1511,9 @@ def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
     packs = [e.pack for e in examples]
     vectors = evaluate_packs(run.policy, packs, "held back", run.args.micro_tokens, run.args.shard_search)
-    total, tokens = 0.0, 0.0
-    for e, logprobs in zip(examples, vectors):
-        total -= logprobs.sum().item()
-        tokens += e.tokens.sum().item()
+    total = -sum(logprobs.sum().item() for logprobs in vectors)
+    tokens = sum(e.tokens.sum().item() for e in examples)
     return total / max(1.0, tokens)
-
-
-def keep_better_base(run, name, problems):
-    """Keep the imitating policy if it is right and well-formed more often than before; else the base."""
-    before, after, imitated = run.result("before"), run.result("after"), run.result("imitated")
-    is_better = after["both"] > before["both"]
-    if rank() == 0:
-        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
-              f"{before['responses']} to questions held back:")
-        for name, shares in ("before", before), ("after", after):
-            print(f"  {name:7}right {shares['right']:6.1%}, well-formed {shares['well_formed']:6.1%}, "
-                  f"both {shares['both']:6.1%}, {shares['tokens_per_step']:.0f} tokens a step")
-        if not is_better:
-            print("  no gain: the rounds start from the base as it was given")
-        for path in run.file("").glob("state-*"):
-            shutil.rmtree(path)
-    if not is_better:
-        take_weights(run, BASE)
-        save_weights(run.file("state"), run.policy)
-    save_model(run.policy, run.tokenizer, run.file("model"))
-    return {"kept": is_better}
 
 
 # Search, training and evaluation of a round
@@ -1672,11 +1558,11 @@ def describe(trees):
     tokens a step, and the share of each kind of ending."""
     endings, total = Counter(), Counter()
     for tree in trees:
-        kinds = Counter(tree.ending(i) for i, node in enumerate(tree.nodes) if node.terminal)
+        kinds = tree.endings()
         endings += kinds
         total["trees"] += 1
-        for kind in "right", "wrong":
-            total[f"with {kind}"] += kinds[kind] > 0
+        total["with right"] += kinds["right"] > 0
+        total["with wrong"] += kinds["wrong"] > 0
         total["mixed"] += kinds["right"] > 0 and kinds["wrong"] > 0
         total["value"] += tree.nodes[0].value
         total["steps"] += len(tree.nodes) - 1
@@ -1697,13 +1583,12 @@ def explain(found):
     """What `describe` found, and what to change if most solutions failed in form."""
     shares = found["endings"]
     kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-    text = (f"{found['trees']} trees, {found['mixed']} with right and wrong solutions; endings: {kinds}; "
+    text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
+            f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
             f"{found['tokens_per_step']:.0f} tokens a step")
     if shares["right"] + shares["wrong"] < 0.5:
-        worst = max(REMEDY, key=lambda kind: shares[kind])
-        return f"{text}\nMost endings are failures of form, which are no training paths: {REMEDY[worst]}."
-    if not found["with wrong"]:
-        return f"{text}\nNo question has a valid wrong solution to learn from."
+        worst = max(REMEDY, key=shares.get)
+        text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
     return text
 
 
@@ -1727,31 +1612,31 @@ def train_round(run, name, problems):
     args, policy, seed = run.args, run.policy, run.args.seed + run.round
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
-        raise InputError(nothing_to_train_on(run))
+        raise InputError(f"nothing to train on in round {run.round}: {explain(describe(trees_of_round(run)))}. "
+                         "Training needs a correct solution (any with --keep-unsolved); dpo also a wrong one, "
+                         "step-dpo siblings of different value: search more questions or iterations, or take "
+                         "questions of another difficulty")
     if args.targets == "value-model":
         for e, value in zip(examples, torch.load(run.file("values.pt"), weights_only=True)):
             e.take_values(value)
     add_reference(policy, examples, args.micro_tokens, args.shard_search)
     steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
-    mismatched = None
+    pairs = None
     if args.objective == "kto":
-        mismatched = Mismatched(examples, steps, mcts.context_length(policy), seed)
-        mismatched.ask(policy, args.micro_tokens, args.shard_search)
+        packs = mismatched_packs(examples, steps, mcts.context_length(policy), seed)
+        pairs = with_reference(policy, packs, args.micro_tokens, args.shard_search)
     learners = [Learner(policy, args.lr)]
     if args.objective == "oreo":
         learners.append(Learner(make_critic(policy), args.value_lr))
 
-    def loss_fn(e, logprobs, value=None):
-        z0 = mismatched.z0 if mismatched else 0.0
-        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, z0=z0,
-                              value=value)
+    def of_step(step):
+        return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
-    def before_step(step):
-        if mismatched:
-            mismatched.update(step, policy, args.micro_tokens)
+    def loss_fn(e, logprobs, value=None, z0=0.0):
+        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, z0=z0, value=value)
 
     how = run.training("train", f"round {run.round}: train", "state")
-    train(learners, examples, loss_fn, steps, beta=args.beta, before_step=before_step, **how)
+    train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
     save_model(policy, run.tokenizer, run.file("model"))
     return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
 
@@ -1763,41 +1648,13 @@ def examples_of_round(run, choose, keep_unsolved):
         example = make_example(tree, run.args.paths, run.args.seed + run.round, keep_unsolved, choose)
         if example:
             found.append((tree.question, example))
-    return [example for _, example in sorted(found, key=value_of)]
-
-
-def nothing_to_train_on(run):
-    """The sentence for a round without examples: what its trees hold, and what the objective needs."""
-    found = describe(trees_of_round(run))
-    usual = "any of these" if run.args.keep_unsolved else "a correct one"
-    needs = {"dpo": "both of a question", "rft": "a correct one",
-             "step-dpo": "siblings of different value, each backed up twice"}
-    return (f"nothing to train on in round {run.round}: of {found['trees']} questions {found['with right']} "
-            f"have a correct solution and {found['with wrong']} a valid wrong one, and --objective "
-            f"{run.args.objective} needs {needs.get(run.args.objective, usual)}; search more "
-            "questions or iterations, or take questions of another difficulty")
-
-
-def answer_questions(run, name, problems):
-    """Zero-shot responses to `problems`, each rank its share, kept as they come; the records of all."""
-    args = run.args
-    mine = run.unfinished(name, problems)
-    with sampling(run, f"round {run.round}: {name}", len(mine) * args.trials) as bar:
-
-        def sample(asked, n):
-            prompts = [mcts.build_prompt(run.tokenizer, p["question"]) for p in asked]
-            return respond(run, prompts, n, args.temperature, bar)
-
-        if mine:
-            tasks.evaluate(sample, mine, trials=args.trials, out=run.file(f"{name}.rank{rank()}.jsonl"))
-    records = {record["question"]: record for record in run.records(name)}
-    return [records[p["question"]] for p in problems]
+    return [example for _, example in sorted(found, key=itemgetter(0))]
 
 
 def evaluate_round(run, name, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
     task = name.removeprefix("eval-")
-    records = answer_questions(run, f"responses-{task}", problems)
+    records = sample_responses(run, f"responses-{task}", problems, run.args.trials, run.args.temperature)
     result = tasks.summarise(records, run.args.trials)
     numbers = {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")}
     if rank() == 0:
@@ -1857,7 +1714,7 @@ def report(run):
         for e in found:
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
             cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
-        training = ("sampled", "before", "imitated", "after", "bootstrap", "values", "trained")
+        training = ("bootstrap", "values", "trained")
         seconds = [sum(run.result(stage, r).get("seconds", 0) for stage in stages)
                    for stages in (("search",), training, [f"eval-{name}" for name in names])]
         print(f"{f'round {r}' if r else 'base':10}{cells}   {'  '.join(f'{s:8.1f}' for s in seconds)}")
@@ -1928,7 +1785,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     single operations are right: then what is left to learn is not arithmetic but which steps to take.
     """
     start = folder.with_name("random")
-    in_turn(lambda: rank() == 0 and random_model(start, seed))
+    from_rank_0(lambda: random_model(start, seed))
     policy, tokenizer = load_policy(str(start), device, "float32")
     taken = {p["question"] for split in ("train", "test")
              for p in tasks.load_problems("arithmetic", split=split)}
@@ -1943,7 +1800,8 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 sample = {"tokens": solution + [tokenizer.eos_token_id], "end": "eos"}
                 examples.append(demonstration(tokenizer, p, sample))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
-        right = from_rank_0(share_of_right_operations(policy, tokenizer, probes, seed))
+        share = share_of_right_operations(policy, tokenizer, probes, seed)
+        right = from_rank_0(lambda: share)
         if part > 0 and right >= 0.99:
             break
     if rank() == 0:
@@ -2000,30 +1858,6 @@ MATHS = ["gsm8k", "math", "agieval-math"]
 COMMONSENSE = ["obqa", "csqa", "arc", "sciq"]
 
 
-# Flags with a number: by group (default, help); the defaults stand here alone
-NUMBERS = {
-    "format bootstrapping (App. B)": {
-        "bootstrap-questions": (500, "that are sampled, a fifth of them held back; paper: 10000"),
-        "bootstrap-samples": (64, "a question; paper: 64"),
-        "bootstrap-temperature": (0.7, "of those samples"),
-        "bootstrap-lr": (2e-5, "or a fourth or sixteenth, if held-back responses bear no more; paper: 2e-5")},
-    "training (Sec. 4.3)": {
-        "beta": (0.1, "of Eq. 10; paper: 0.1"),
-        "rounds": (3, "paper: 3"),
-        "questions-per-round": (10000, "drawn by seed; paper: 10000"),
-        "paths": (4, "correct, and incorrect, paths a question; paper: 4"),
-        "lr": (5e-7, "after a warmup of a tenth of the steps (20 at least), then a cosine; paper: 5e-7"),
-        "value-lr": (1e-5, "of the critic: the value model, or OREO's"),
-        "epochs": (3, "paper: 3"),
-        "questions-per-step": (16, "an optimiser step; paper: 16 of 8 paths = 128"),
-        "micro-tokens": (4096, "packed tokens in one forward, at most"),
-        "save-minutes": (10.0, "between two saved states of a training")},
-    "evaluation (Sec. 5)": {
-        "trials": (3, "responses to each question; paper: 3"),
-        "temperature": (0.7, "paper: 0.7"),
-        "max-new-tokens": (1024, "a response cut at this length is wrong")}}
-
-
 def make_parser():
     parser = argparse.ArgumentParser(
         description="Direct Value Optimization. Without --model: the demo, nothing to download.")
@@ -2045,23 +1879,36 @@ def make_parser():
     add("--export", choices=("dpo", "kto", "sft"),
         help="write --trees as rows for TRL's trainers to the file --out, and do nothing else")
     mcts.add_search_flags(parser)
-    add_training_flags(parser)
+    add_bootstrap_flags(parser.add_argument_group("format bootstrapping (App. B)"))
+    add_training_flags(parser.add_argument_group("training (Sec. 4.3)"))
+    group = parser.add_argument_group("evaluation (Sec. 5)")
+    add_number(group, "trials", 3, "responses to each question; paper: 3")
+    add_number(group, "temperature", 0.7, "paper: 0.7")
+    add_number(group, "max-new-tokens", 1024, "a response cut at this length is wrong")
     return parser
 
 
-def add_training_flags(parser):
-    groups = {name: parser.add_argument_group(name) for name in NUMBERS}
-    for name, flags in NUMBERS.items():
-        for flag, (default, text) in flags.items():
-            groups[name].add_argument(f"--{flag}", type=type(default), default=default, metavar="N",
-                                      help=f"{text} (default: {default:g})")
-    add = groups["format bootstrapping (App. B)"].add_argument
-    add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-        help="imitate the model's own correct, well-formed responses before the first round, if that helps "
-             "on questions held back")
-    add("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
-        help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: few-shot)")
-    add = groups["training (Sec. 4.3)"].add_argument
+def add_number(group, flag, default, text):
+    group.add_argument(f"--{flag}", type=type(default), default=default, metavar="N",
+                       help=f"{text} (default: {default:g})")
+
+
+def add_bootstrap_flags(group):
+    group.add_argument("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
+                       help="imitate the model's own correct, well-formed responses before the first round, if "
+                            "that helps on questions held back")
+    group.add_argument("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
+                       help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: "
+                            "few-shot)")
+    add_number(group, "bootstrap-questions", 500, "that are sampled, a fifth of them held back; paper: 10000")
+    add_number(group, "bootstrap-samples", 64, "a question; paper: 64")
+    add_number(group, "bootstrap-temperature", 0.7, "of those samples")
+    add_number(group, "bootstrap-lr", 2e-5,
+               "or a fourth or sixteenth, if held-back responses bear no more; paper: 2e-5")
+
+
+def add_training_flags(group):
+    add = group.add_argument
     add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",
         help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
@@ -2069,9 +1916,17 @@ def add_training_flags(parser):
         help="of the dvo objective: V of the search, or of a value model trained on its trees, as in "
              "Sec. 4.4.2 (default: search)")
     add("--keep-unsolved", action="store_true", help="train on questions without a correct path too")
-    add = parser.add_argument_group("memory").add_argument
-    add("--activation-checkpointing", action="store_true",
-        help="recompute decoder blocks in the backward pass")
+    add_number(group, "beta", 0.1, "of Eq. 10; paper: 0.1")
+    add_number(group, "rounds", 3, "paper: 3")
+    add_number(group, "questions-per-round", 10000, "drawn by seed; paper: 10000")
+    add_number(group, "paths", 4, "correct, and incorrect, paths a question; paper: 4")
+    add_number(group, "lr", 5e-7, "after a warmup of a tenth of the steps (20 at least), then a cosine; paper: 5e-7")
+    add_number(group, "value-lr", 1e-5, "of the critic: the value model, or OREO's")
+    add_number(group, "epochs", 3, "paper: 3")
+    add_number(group, "questions-per-step", 16, "an optimiser step; paper: 16 of 8 paths = 128")
+    add_number(group, "micro-tokens", 4096, "packed tokens in one forward, at most")
+    add_number(group, "save-minutes", 10.0, "between two saved states of a training")
+    add("--activation-checkpointing", action="store_true", help="recompute decoder blocks in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
     add("--shard-search", action="store_true",
         help="keep the weights sharded during search: slower, for models that do not fit on one GPU")
@@ -2111,12 +1966,10 @@ def check_arguments(args):
     if len(set(names)) < len(names):
         raise InputError("two of --eval-data have the same name; their results would have one file")
     mcts.check_search(mcts.search_settings(args))
-    least = {"eval_limit": 1}
-    for flags in NUMBERS.values():
-        for flag, (default, _) in flags.items():
-            least[flag.replace("-", "_")] = 1 if isinstance(default, int) else 0
-    least["beta"] = 1e-9
-    tasks.check_range(**{name: (getattr(args, name), value) for name, value in least.items()})
+    for name, value in vars(args).items():                          # counts are 1 at least, other numbers 0
+        if type(value) in (int, float) and name not in ("seed", "bootstrap_shots"):
+            tasks.check_range(**{name: (value, 1 if type(value) is int else 0)})
+    tasks.check_range(beta=(args.beta, 1e-9))
 
 
 def default_evaluation(data):
@@ -2168,19 +2021,19 @@ def main():
     problems, eval_sets = in_turn(lambda: load_data(args))          # one rank of each machine downloads
     out = args.out or f"runs/{Path(args.model or 'demo').name}"
     if is_demo and not args.out:
-        out = from_rank_0(rank() == 0 and tempfile.mkdtemp(prefix="dvo-demo-"))
+        out = from_rank_0(lambda: tempfile.mkdtemp(prefix="dvo-demo-"))
     run = Run(out, args)
     if rank() == 0:
         print(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
     if is_demo:
         args.model = str(run.folder / "base")
-        if not from_rank_0(Path(args.model).exists()):
+        if not from_rank_0(Path(args.model).exists):
             make_base(Path(args.model), args.seed, device)
     run.policy, run.tokenizer = load_policy(args.model, device, args.dtype, offload=args.offload,
                                             activation_checkpointing=args.activation_checkpointing)
-    run_stages(run, plan_stages(args, problems, eval_sets))
+    run_stages(run, problems, eval_sets)
     if is_demo:
-        take_weights(run, args.rounds)
+        hold_weights(run, args.rounds)
         show_what_was_learnt(run)
     if rank() == 0:
         report(run)

@@ -191,10 +191,10 @@ def train(policy, grown, examples, objective, level, seed, s):
     """Train `policy` with the settings `s`; the log."""
     steps = dvo.schedule(len(examples), 3, 4, seed)
     dvo.add_reference(policy, examples, 4096)
-    learners, mismatched, entries = [dvo.Learner(policy, s.lr)], None, []
+    learners, pairs, entries = [dvo.Learner(policy, s.lr)], None, []
     if objective == "kto":
-        mismatched = dvo.Mismatched(examples, steps, mcts.context_length(policy), seed)
-        mismatched.ask(policy, 4096)
+        packs = dvo.mismatched_packs(examples, steps, mcts.context_length(policy), seed)
+        pairs = dvo.with_reference(policy, packs, 4096)
     if objective == "oreo":
         learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
     if s.targets == "value-model":
@@ -206,15 +206,13 @@ def train(policy, grown, examples, objective, level, seed, s):
         for e, value in zip(examples, values):
             e.take_values(value)
 
-    def loss_fn(e, logprobs, value=None):
-        z0 = mismatched.z0 if mismatched else 0.0
+    def of_step(step):
+        return {"z0": dvo.reference_point(policy, pairs[step], 4096)} if pairs else {}
+
+    def loss_fn(e, logprobs, value=None, z0=0.0):
         return dvo.objective_loss(objective, e, logprobs, beta=s.beta, level=level, z0=z0, value=value)
 
-    def before_step(step):
-        if mismatched:
-            mismatched.update(step, policy, 4096)
-
-    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, before_step=before_step,
+    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, of_step=of_step,
               log=lambda **e: entries.append(e))
     return entries
 
