@@ -29,6 +29,7 @@ import random
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 import zlib
@@ -94,15 +95,11 @@ def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, be
 
 
 def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """From plain rows of tokens, without any tree, to what the losses take.
+    """From plain rows of tokens, without any tree, to what the losses take: policy (B * S,), the log-prob of
+    each step, where S is the most steps of a row; and path (B, B * S), 1 where a step belongs to a row.
 
-    Args:
-        logprobs: (B, T) log-prob of each token, given those before it in its row.
-        step: (B, T) the number of the token's step in its row: 0, 1, ...; -1 for prompt and padding.
-
-    Returns:
-        policy (B * S,), the log-prob of each step, where S is the most steps of a row; and path (B, B * S),
-        1 where a step belongs to a row.
+    logprobs: (B, T) log-prob of each token, given those before it in its row. step: (B, T) the number of the
+    token's step in its row: 0, 1, ...; -1 for prompt and padding.
 
     >>> logprobs = torch.tensor([[-4.0, -0.5, -1.0], [-4.0, -2.0, -9.0]])
     >>> policy, path = sum_steps(logprobs, step=torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
@@ -147,8 +144,8 @@ def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor
              beta: float = 0.1) -> Tensor:
     """Direct preference optimisation (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair of paths.
 
-    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair. With a single 1
-    in each row, for two steps taken in the same state, this is Step-DPO (App. C; arXiv 2406.18629, Eq. 2).
+    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair. With one step
+    in each, taken in the same state, this is Step-DPO (App. C; arXiv 2406.18629, Eq. 2).
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
     >>> dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=path[:1], rejected=path[1:], beta=1.0)
@@ -186,16 +183,12 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
     for policy and critic together.
 
-    Args:
-        value: (N,) V of the state that each step leads to, by the critic.
-        parent: (N,) the step before, in whose state a step is taken; parents come first.
-        outcome: (P,) R, +1 or -1.
-        alpha: weight of the KL regulariser.
+    value: (N,) V of the state that each step leads to, by the critic. parent: (N,) the step before, in whose
+    state a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha: weight of the regulariser.
 
     Both parts ask for the soft Bellman equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t),
-    the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over
-    the vocabulary; here half the squared log-ratio of the sampled step estimates it, as step log-probs are
-    all that this function is given.
+    the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over the
+    vocabulary; half the squared log-ratio of the sampled step estimates it here, where only that is known.
 
     >>> policy, path = sum_steps(torch.tensor([[0.0, -0.5, -1.0]]), step=torch.tensor([[0, 1, 2]]))
     >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])      # step 0: the question
@@ -218,7 +211,6 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
 
 def value_loss(value: Tensor, path: Tensor, parent: Tensor, outcome: Tensor) -> Tensor:
     """Outcome value model (Sec. 4.4.2): (P,) mean over the states s_t of each path of (V(s_t) - R)^2.
-
     Arguments as in oreo_loss.
 
     >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])
@@ -236,13 +228,10 @@ def grpo_loss(policy: Tensor, reference: Tensor, advantage: Tensor, tokens: Tens
     """Clipped policy gradient with GSPO's length-normalised ratio (arXiv 2507.18071, Eq. 7) at the step
     level: (P,) loss of each path.
 
-    Args:
-        reference: (N,) log-prob of each step by the policy that drew it.
-        advantage: (N,) of each step; or (P, N), where it also depends on the path.
-        tokens: (N,) the number of tokens of each step.
-        clip: how far the ratio may move from 1 before the gradient stops; GSPO clips whole responses at 4e-4.
-
-    GRPO's advantage is the outcome minus the mean of the group; VinePPO's is the step's credit. No KL term.
+    reference: (N,) by the policy that drew the steps. advantage: (N,) of each step; or (P, N), where it also
+    depends on the path. tokens: (N,) of each step. clip: how far the ratio may move from 1 before the
+    gradient stops; GSPO clips whole responses at 4e-4. GRPO's advantage is the outcome minus the mean of the
+    group; VinePPO's is the step's credit. No KL term.
 
     >>> logprobs, step = torch.tensor([[-4.0, -0.5, -1.0, -0.5]]), torch.tensor([[-1, 0, 0, 1]])
     >>> policy, path = sum_steps(logprobs, step)
@@ -396,7 +385,7 @@ class Policy(nn.Module):
         rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
         parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
         logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
-        return batch.sum_by_node(torch.cat(logprobs), batch.node)       # the (R, V) logits never exist at once
+        return batch.sum_by_node(torch.cat(logprobs), batch.node)   # the (R, V) logits never exist at once
 
 
 class Critic(nn.Module):
@@ -617,48 +606,42 @@ def critic_loss(e: Example, value: Tensor) -> Tensor:
     return value_loss(value, e.path, e.parent, e.outcome)
 
 
-def mismatched_packs(examples: list[Example], steps: list[list[int]], context: int,
-                     seed: int) -> list[list[Pack]]:
-    """For KTO's reference point (arXiv 2402.01306, Sec. 4.1): prompts with a path of another question of the
-    same optimiser step, as node 1, of at most `context` tokens; drawn anew for each step."""
+def one_step(prompt: list[int], tokens: list[int]) -> Example:
+    """The Example of a correct solution that is a single step."""
+    tree = mcts.Tree("", "", prompt)
+    tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
+    return make_example(tree)
+
+
+def mismatched(examples: list[Example], steps: list[list[int]], context: int,
+               seed: int) -> list[list[Example]]:
+    """For KTO's reference point (arXiv 2402.01306, Sec. 4.1): prompts, each with a path of another question
+    of the same optimiser step, of at most `context` tokens; drawn anew for each step."""
     found = []
     for step, chosen in enumerate(steps):
         rng = generator(seed, "mismatched", step)
         askers = rng.permutation(chosen)
-        lenders = np.roll(askers, 1)
-        packs = [mismatch(examples[i], examples[j], rng) for i, j in zip(askers, lenders) if i != j]
-        found.append([p for p in packs if len(p.tokens) <= context])
+        pairs = []
+        for i, j in zip(askers, np.roll(askers, 1)):
+            if i != j:
+                mine, other = examples[i].pack, examples[j].pack
+                path = np.flatnonzero(rng.choice(examples[j].path.numpy()))
+                lent = other.tokens[np.isin(other.node, path)]
+                pairs.append(one_step(mine.tokens[mine.node == 0].tolist(), lent.tolist()))
+        found.append([e for e in pairs if len(e.pack.tokens) <= context])
     return found
 
 
-def mismatch(mine, other, rng):
-    """The prompt of one question with a path of another, as node 1."""
-    nodes = np.flatnonzero(rng.choice(other.path.numpy()))
-    prompt = mine.pack.tokens[mine.pack.node == 0]
-    path = other.pack.tokens[np.isin(other.pack.node, nodes)]
-    tree = mcts.Tree("", "", prompt=prompt.tolist())
-    tree.add(mcts.Node(0, path.tolist()))
-    return pack(tree, [[1]])
-
-
-def with_reference(policy, packs, tokens, shard_search=False):
-    """Mismatched packs, each with its log pi_ref: asked before the first update."""
-    flat = list(itertools.chain(*packs))
-    vectors = iter(evaluate_packs(policy, flat, "reference of KTO", tokens, shard_search))
-    return [[(p, next(vectors)[1].item()) for p in of_step] for of_step in packs]
-
-
 @torch.no_grad()
-def reference_point(policy, pairs, tokens) -> float:
-    """KTO's z0 from a step's packs with their log pi_ref: the mean log-ratio, an estimate of KL(pi || pi_ref),
-    at least 0. All ranks call this."""
-    packs = [p for p, _ in pairs]
+def reference_point(policy, pairs: list[Example], tokens: int) -> float:
+    """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0. All
+    ranks call this."""
+    packs = [e.pack for e in pairs]
     total = torch.zeros(1, dtype=torch.float64)
     for weight, batch in my_micro_batches(packs, tokens):
         vectors = policy(packs=[packs[i] for i in batch])
         for i, logprobs in zip(batch, vectors):
-            _, reference = pairs[i]
-            total += weight * (logprobs[1].item() - reference)
+            total += weight * (logprobs[1].item() - pairs[i].reference[1].item())
     add_over_ranks(total)
     return max(0.0, total.item() / max(1, len(packs)))
 
@@ -682,8 +665,7 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     """Which of n examples each optimiser step takes: every epoch all of them, in an order of its own."""
     steps = []
     for epoch in range(epochs):
-        random = np.random.default_rng([seed % 2**64, epoch])
-        order = random.permutation(n).tolist()
+        order = np.random.default_rng([seed % 2**64, epoch]).permutation(n).tolist()
         for first in range(0, n, questions_per_step):
             steps.append(order[first:first + questions_per_step])
     return steps
@@ -711,11 +693,10 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
     """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
     pairs) of each optimiser step.
 
-    steps: the indices of the examples of each, see `schedule`. beta: log the implicit rewards of the first
-    learner, beta * log_ratio. of_step(step), called on every rank: what loss_fn gets by name in that step.
-    state: a folder that keeps weights and optimisers every `save_seconds` and at the end, and from which
-    training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row raises
-    InputError.
+    steps: the indices of the examples of each, see `schedule`. beta: log implicit rewards. of_step(step),
+    called on every rank: what loss_fn gets by name in that step. state: a folder that keeps weights and
+    optimisers every `save_seconds` and at the end, and from which training goes on if it exists. A step whose
+    gradient is not finite is skipped; the fifth in a row raises InputError.
     """
     total = len(steps)
     first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
@@ -775,8 +756,8 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
 
 
 def measure(e, policy, losses, beta):
-    """(3,) of one example: the sum of its losses, and of the implicit rewards, beta * log_ratio, of its correct
-    (of pairs: better) and of its other paths."""
+    """(3,) of one example: the sum of its losses, and of the implicit rewards, beta * log_ratio, of its
+    correct (of pairs: better) and of its other paths."""
     reward = beta * (e.path @ (policy - e.reference))               # (P,)
     chosen = e.correct.to(reward)
     rejected = 1 - chosen
@@ -805,8 +786,8 @@ def update(learners, share):
 def micro_batches(packs, tokens, first=0, every=1):
     """Batches of at most `tokens` padded tokens, or of one pack: the indices of packs by length, or of those
     from the `first` on the share of one rank of `every`."""
-    lengths = [len(p.tokens) for p in packs]
     batches = []
+    lengths = [len(p.tokens) for p in packs]
     for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
         longest = padded_length(packs[i])                           # so far
         if batches and longest * (len(batches[-1]) + 1) <= tokens:
@@ -831,31 +812,28 @@ def evaluate_packs(module: nn.Module, packs: list[Pack], name: str, tokens: int,
                    shard_search: bool = False) -> list[Tensor]:
     """module(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
     batches = micro_batches(packs, tokens, rank(), world())
-    total = sum(map(len, batches))
-    done = []
-    with at_own_pace(module, name, shard_search), progress(name, total, leave=False) as bar:
+    found = {}
+    with at_own_pace(module, name, shard_search), progress(name, len(batches), "batch", leave=False) as bar:
         for batch in batches:
             vectors = module(packs=[packs[i] for i in batch])
-            done += [(i, vector.cpu()) for i, vector in zip(batch, vectors)]
-            bar.update(len(batch))
-    return gather(done)
+            found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
+            bar.update()
+    found = gather(found)
+    return [found[i] for i in range(len(packs))]
 
 
 def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
-    Raises InputError if the trees are another model's."""
+    Returns by how many nats a token that differs from what the search has stored."""
     packs = [e.pack for e in examples]
-    distance = 0.0
-    num_tokens = 0.0
+    distance, num_tokens = 0.0, 0.0
     for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
         e.reference = reference
         distance += difference.abs().sum().item()
         num_tokens += e.tokens[packed].sum().item()
-    if not distance < 0.1 * num_tokens:                             # nor if it is NaN
-        raise InputError("these trees were not sampled from this model: its log-probs differ by "
-                         f"{distance / num_tokens:.2f} nats a token; give the model that searched them")
+    return distance / max(1.0, num_tokens)
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs
@@ -898,13 +876,12 @@ def from_rank_0(work):
 
 
 def gather(mine):
-    """Every rank's (index, item) pairs, as one list of items in the order of their indices."""
+    """The entries of every rank's dict."""
     parts = [mine]
     if dist.is_initialized():
         parts = [None] * world()
         dist.all_gather_object(parts, mine)
-    pairs = sorted(itertools.chain(*parts), key=lambda pair: pair[0])
-    return [item for _, item in pairs]
+    return {key: item for part in parts for key, item in part.items()}
 
 
 def progress(description, total, unit='question', **how):
@@ -936,10 +913,10 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
     """The Policy and its tokenizer on every rank.
 
     In a process group the master weights are float32 (float64 if dtype says so) and sharded, and what
-    computes is dtype, by default bfloat16 on a GPU; rank 0 alone reads the weights and hands out the shards.
-    Without a group there is one copy, of dtype float32 (default) or float64. offload: weights, gradients and
-    optimiser live in host memory. activation_checkpointing: decoder blocks are computed again in the backward
-    pass. Raises InputError for what cannot be loaded, or not be searched and trained exactly.
+    computes is dtype, by default bfloat16 on a GPU. Without a group there is one copy, of float32 (default)
+    or float64. offload: weights, gradients and optimiser live in host memory. activation_checkpointing:
+    decoder blocks are computed again in the backward pass. Raises InputError for what cannot be loaded,
+    searched or trained exactly.
     """
     master = "float64" if dtype == "float64" else "float32"
     if not dist.is_initialized():
@@ -1025,16 +1002,13 @@ def make_critic(policy: Policy) -> Critic:
         shard(critic, policy)
     else:
         critic.to_empty(device=policy.device)
-    own = dict(policy.lm.named_parameters()) | dict(policy.lm.named_buffers())
+    own = dict(policy.named_parameters()) | dict(policy.named_buffers())
     with torch.no_grad():
-        for parameter in critic.head.parameters():
-            parameter.zero_()
-        for name, tensor in [*critic.lm.named_parameters(), *critic.lm.named_buffers()]:
-            tensor.copy_(own[name])                                 # shard to shard
+        for name, tensor in [*critic.named_parameters(), *critic.named_buffers()]:
+            tensor.zero_()                                          # the head stays so
+            if name in own:
+                tensor.copy_(own[name])                             # shard to shard
     return critic.eval()
-
-
-IDLE = Pack(*np.array([[0, 0], [0, 1], [-1, 0], [0, 1]], dtype=np.int32), num_nodes=2)    # the smallest
 
 
 @contextlib.contextmanager
@@ -1047,12 +1021,12 @@ def at_own_pace(module, name, shard_search=False):
     """
     blocks = sharded_blocks(module)
     if blocks and shard_search:
-        announcement = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
+        hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
         yield
-        announcement.remove()
+        hook.remove()
         with torch.no_grad():
             while somebody_works(False):
-                module(packs=[IDLE])
+                module(packs=[one_step([0], [0]).pack])             # the smallest
         return reshard(module)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
@@ -1135,7 +1109,8 @@ def clean_up(folder):
 
 
 def state_of(learners):
-    """Weights and, in training, optimiser state of each learner, by names that load on any number of ranks."""
+    """Weights and, in training, optimiser state of each learner, by names that load on any number of
+    ranks."""
     state = {}
     for i, learner in enumerate(learners):
         state[f"model{i}"] = get_model_state_dict(learner.module)
@@ -1187,7 +1162,7 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
     put(folder, write)
 
 
-BASE = -1                     # the round of the model as it was given; 0: after bootstrapping; r: after round r
+BASE = -1                     # the "round" of the model as it was given; bootstrapping is round 0
 
 
 class Run:
@@ -1221,8 +1196,8 @@ class Run:
                 new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
                 new.rename(config)
         except OSError as error:
-            raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose another "
-                             "--out") from None
+            raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose "
+                             "another --out") from None
         self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
         clean_up(self.folder)
         try:
@@ -1288,8 +1263,6 @@ def run_stages(run, problems, eval_sets):
             stage(run, "bootstrap", bootstrap, problems[:args.bootstrap_questions])
         if run.round > 0 and not args.trees:
             stage(run, "search", search_round, questions_of_round(run.round, problems, args))
-        if run.round > 0 and args.targets == "value-model":
-            stage(run, "values", value_round)
         if run.round > 0:
             stage(run, "trained", train_round)
         for task, questions in eval_sets.items():
@@ -1355,8 +1328,8 @@ def short_name(task):
 
 
 def sample_responses(run, name, problems, n, temperature, shots=(), keep_tokens=False):
-    """n responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they come;
-    the records of all. shots: worked examples in the prompt."""
+    """n responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they
+    come; the records of all. shots: worked examples in the prompt."""
     args = run.args
     mine = run.unfinished(name, problems)
     prompts = [mcts.build_prompt(run.tokenizer, p["question"], shots) for p in mine]
@@ -1398,9 +1371,9 @@ WORKED = [
 
 
 def bootstrap(run, name, problems):
-    """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth, right
-    and well-formed more often. A model with a chat template shows its own way of solving better than worked
-    examples do; one without needs them to see the form."""
+    """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth,
+    right and well-formed more often. A model with a chat template shows its own way of solving better than
+    worked examples do; one without needs them to see the form."""
     args = run.args
     shots = args.bootstrap_shots
     if shots is None:
@@ -1431,19 +1404,18 @@ def bootstrap(run, name, problems):
 def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
     records = sample_responses(run, name, problems, run.args.trials, run.args.temperature)
-    counts = Counter()
-    for response in itertools.chain.from_iterable(record["responses"] for record in records):
-        is_whole = response["tokens"] < run.args.max_new_tokens
-        is_well_formed = is_whole and has_steps(response["response"])
-        counts["responses"] += 1
-        counts["right"] += response["correct"]
-        counts["well_formed"] += is_well_formed
-        counts["both"] += response["correct"] and is_well_formed
-        counts["steps"] += 1 + response["response"].strip().count("\n\n")
-        counts["tokens"] += response["tokens"]
-    shares = {key: counts[key] / max(1, counts["responses"]) for key in ("right", "well_formed", "both")}
-    tokens_per_step = counts["tokens"] / max(1, counts["steps"])
-    return shares | {"tokens_per_step": tokens_per_step, "responses": counts["responses"]}
+    responses = [response for record in records for response in record["responses"]]
+    total = Counter()
+    for response in responses:
+        text, is_whole = response["response"], response["tokens"] < run.args.max_new_tokens
+        is_well_formed = is_whole and has_steps(text)
+        total["right"] += response["correct"]
+        total["well_formed"] += is_well_formed
+        total["both"] += response["correct"] and is_well_formed
+        total["steps"] += 1 + text.strip().count("\n\n")
+        total["tokens"] += response["tokens"]
+    shares = {key: total[key] / max(1, len(responses)) for key in ("right", "well_formed", "both")}
+    return shares | {"tokens_per_step": total["tokens"] / max(1, total["steps"]), "responses": len(responses)}
 
 
 def has_steps(text):
@@ -1457,24 +1429,23 @@ def demonstrations(run, records, most=4):
     and long ones keep their shares and easy questions do not set the style."""
     found = []
     for record in sorted(records, key=itemgetter("question")):
-        good = [sample for sample, response in zip(record["samples"], record["responses"])
-                if response["correct"] and sample["end"] in ("eos", "answer") and has_steps(response["response"])]
+        good = []
+        for sample, response in zip(record["samples"], record["responses"]):
+            is_whole = sample["end"] in ("eos", "answer")
+            if response["correct"] and is_whole and has_steps(response["response"]):
+                good.append(sample)
         for i in generator(run.args.seed, record["question"]).permutation(len(good))[:most]:
             found.append(demonstration(run.tokenizer, record, good[i]))
     return found
 
 
 def demonstration(tokenizer, problem, sample):
-    """The Example of one correct response to imitate, after the prompt without worked examples: a tree of one
-    path of one node. A response that ended with its answer's blank line goes on to EOS: elsewhere, the model
-    has to stop by itself."""
-    prompt = mcts.build_prompt(tokenizer, problem["question"])
-    tree = mcts.Tree(problem["question"], problem["answer"], prompt)
+    """The Example of one correct response to imitate, after the prompt without worked examples. One that
+    ended with its answer's blank line goes on to EOS: elsewhere, the model has to stop by itself."""
     tokens = list(sample["tokens"])
     if sample["end"] == "answer" and tokenizer.eos_token_id is not None:
         tokens.append(tokenizer.eos_token_id)
-    tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
-    return make_example(tree)
+    return one_step(mcts.build_prompt(tokenizer, problem["question"]), tokens)
 
 
 def imitate(policy, examples, lr, batch, seed, **how):
@@ -1592,53 +1563,56 @@ def explain(found):
     return text
 
 
-def value_round(run, name, problems):
-    """Train an outcome value model on the round's trees and keep the values it gives to their states."""
-    args = run.args
-    valued = examples_of_round(run, any_paths, keep_unsolved=True)
-    critic = make_critic(run.policy)
-    steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
-    how = run.training("value", f"round {run.round}: value model", "critic")
-    train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
-    packs = [e.pack for e in examples_of_round(run, draw_paths, args.keep_unsolved)]
-    values = evaluate_packs(critic, packs, "values", args.micro_tokens, args.shard_search)
-    put(run.file("values.pt"), lambda new: rank() == 0 and torch.save(values, new))
-    return {"questions": len(valued)}
-
-
 def train_round(run, name, problems):
     """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
     here starts from the weights of the round before again, asks for the reference, and then goes on."""
     args, policy, seed = run.args, run.policy, run.args.seed + run.round
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
-        raise InputError(f"nothing to train on in round {run.round}: {explain(describe(trees_of_round(run)))}. "
-                         "Training needs a correct solution (any with --keep-unsolved); dpo also a wrong one, "
-                         "step-dpo siblings of different value: search more questions or iterations, or take "
-                         "questions of another difficulty")
+        found = explain(describe(trees_of_round(run)))
+        raise InputError(f"nothing to train on in round {run.round}: {found}. Training needs a correct "
+                         "solution (any with --keep-unsolved), dpo also a wrong one, step-dpo siblings of "
+                         "different value: search more, or take questions of another difficulty")
     if args.targets == "value-model":
-        for e, value in zip(examples, torch.load(run.file("values.pt"), weights_only=True)):
-            e.take_values(value)
-    add_reference(policy, examples, args.micro_tokens, args.shard_search)
+        value_by_model(run, examples)
+    distance = add_reference(policy, examples, args.micro_tokens, args.shard_search)
+    if not distance < 0.1:                                          # nor if it is NaN
+        raise InputError("these trees were not sampled from this model: its log-probs differ by "
+                         f"{distance:.2f} nats a token; give the model that searched them")
     steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
-    pairs = None
-    if args.objective == "kto":
-        packs = mismatched_packs(examples, steps, mcts.context_length(policy), seed)
-        pairs = with_reference(policy, packs, args.micro_tokens, args.shard_search)
     learners = [Learner(policy, args.lr)]
     if args.objective == "oreo":
         learners.append(Learner(make_critic(policy), args.value_lr))
+    pairs = []
+    if args.objective == "kto":
+        pairs = mismatched(examples, steps, mcts.context_length(policy), seed)
+        add_reference(policy, list(itertools.chain(*pairs)), args.micro_tokens, args.shard_search)
 
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
-    def loss_fn(e, logprobs, value=None, z0=0.0):
-        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, z0=z0, value=value)
+    def loss_fn(e, logprobs, value=None, **of_step):
+        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, value=value,
+                              **of_step)
 
     how = run.training("train", f"round {run.round}: train", "state")
     train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
     save_model(policy, run.tokenizer, run.file("model"))
     return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
+
+
+def value_by_model(run, examples):
+    """Train an outcome value model on the round's trees and give the examples its values."""
+    args = run.args
+    valued = examples_of_round(run, any_paths, keep_unsolved=True)
+    critic = make_critic(run.policy)
+    steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
+    how = run.training("value", f"round {run.round}: value model", "critic")
+    train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
+    packs = [e.pack for e in examples]
+    values = evaluate_packs(critic, packs, "values", args.micro_tokens, args.shard_search)
+    for e, value in zip(examples, values):
+        e.take_values(value)
 
 
 def examples_of_round(run, choose, keep_unsolved):
@@ -1655,21 +1629,16 @@ def evaluate_round(run, name, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
     task = name.removeprefix("eval-")
     records = sample_responses(run, f"responses-{task}", problems, run.args.trials, run.args.temperature)
-    result = tasks.summarise(records, run.args.trials)
-    numbers = {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")}
-    if rank() == 0:
-        show_responses(f"round {run.round}, {task}", records)
-    return numbers | {"task": task}
-
-
-def show_responses(where, records):
-    """Print one right and one wrong response of an evaluation."""
-    pairs = [(record, response) for record in records for response in record["responses"]]
-    for word, is_right in ("right", True), ("wrong", False):
-        for record, response in [pair for pair in pairs if pair[1]["correct"] == is_right][:1]:
+    shown = set()
+    for record, response in ((record, response) for record in records for response in record["responses"]):
+        word = "right" if response["correct"] else "wrong"
+        if rank() == 0 and word not in shown:
+            shown.add(word)
             text = f"{record['question']}\n\n{response['response'].strip()}"
-            indented = "\n".join(f"    {line}" for line in text.splitlines())
-            print(f"\n{where}: a {word} response (the answer is {record['answer']})\n\n{indented}\n")
+            print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
+            print(textwrap.indent(text, "    "))
+    result = tasks.summarise(records, run.args.trials)
+    return {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")} | {"task": task}
 
 
 def model_card(run):
@@ -1714,7 +1683,7 @@ def report(run):
         for e in found:
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
             cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
-        training = ("bootstrap", "values", "trained")
+        training = ("bootstrap", "trained")
         seconds = [sum(run.result(stage, r).get("seconds", 0) for stage in stages)
                    for stages in (("search",), training, [f"eval-{name}" for name in names])]
         print(f"{f'round {r}' if r else 'base':10}{cells}   {'  '.join(f'{s:8.1f}' for s in seconds)}")
@@ -1826,24 +1795,27 @@ DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval
 def show_what_was_learnt(run):
     """Draw a tree of the last round that holds both outcomes; then a correct and a wrong solution with the
     credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call this."""
-    mixed = []
-    for tree in trees_of_round(run):
-        ends = [(n.reward, n.logprob, i) for i, n in enumerate(tree.nodes) if n.terminal and n.valid]
-        likeliest = {reward: i for reward, _, i in sorted(ends)}    # of each outcome
-        if len(likeliest) == 2:
-            visited = sum(n.visits > 0 for n in tree.nodes)
-            mixed.append((abs(visited - 16), tree.question, tree, likeliest))
+    mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
         return rank() > 0 or print("no tree of this round holds both outcomes")
-    _, _, tree, likeliest = min(mixed, key=lambda found: found[:2])
-    paths = {"correct": tree.path(likeliest[1]), "wrong": tree.path(likeliest[-1])}
+
+    def unlike_a_picture(tree):
+        visited = sum(node.visits > 0 for node in tree.nodes)
+        return abs(visited - 16), tree.question
+
+    def likeliest(kind):
+        ends = [i for i, node in enumerate(tree.nodes) if node.terminal and tree.ending(i) == kind]
+        return tree.path(max(ends, key=lambda i: tree.nodes[i].logprob))
+
+    tree = min(mixed, key=unlike_a_picture)
+    paths = {kind: likeliest(kind) for kind in ("right", "wrong")}
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, pack(tree, [*paths.values()])).tolist()
     if rank() > 0:
         return
     print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
-    for name, path in paths.items():
-        print(f"\nA {name} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
+    for kind, path in paths.items():
+        print(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
         for i in path:
             credit = tree.credit(i)
             learnt = run.args.beta * (logprobs[i] - tree.nodes[i].logprob)      # sampled by the reference
@@ -1895,8 +1867,8 @@ def add_number(group, flag, default, text):
 
 def add_bootstrap_flags(group):
     group.add_argument("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-                       help="imitate the model's own correct, well-formed responses before the first round, if "
-                            "that helps on questions held back")
+                       help="imitate the model's own correct, well-formed responses before the first round, "
+                            "if that helps on questions held back")
     group.add_argument("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
                        help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: "
                             "few-shot)")
@@ -1920,13 +1892,14 @@ def add_training_flags(group):
     add_number(group, "rounds", 3, "paper: 3")
     add_number(group, "questions-per-round", 10000, "drawn by seed; paper: 10000")
     add_number(group, "paths", 4, "correct, and incorrect, paths a question; paper: 4")
-    add_number(group, "lr", 5e-7, "after a warmup of a tenth of the steps (20 at least), then a cosine; paper: 5e-7")
+    add_number(group, "lr", 5e-7, "after a warmup of a tenth of the steps, 20 at least; paper: 5e-7")
     add_number(group, "value-lr", 1e-5, "of the critic: the value model, or OREO's")
     add_number(group, "epochs", 3, "paper: 3")
     add_number(group, "questions-per-step", 16, "an optimiser step; paper: 16 of 8 paths = 128")
     add_number(group, "micro-tokens", 4096, "packed tokens in one forward, at most")
     add_number(group, "save-minutes", 10.0, "between two saved states of a training")
-    add("--activation-checkpointing", action="store_true", help="recompute decoder blocks in the backward pass")
+    add("--activation-checkpointing", action="store_true",
+        help="recompute decoder blocks in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
     add("--shard-search", action="store_true",
         help="keep the weights sharded during search: slower, for models that do not fit on one GPU")

@@ -191,10 +191,10 @@ def train(policy, grown, examples, objective, level, seed, s):
     """Train `policy` with the settings `s`; the log."""
     steps = dvo.schedule(len(examples), 3, 4, seed)
     dvo.add_reference(policy, examples, 4096)
-    learners, pairs, entries = [dvo.Learner(policy, s.lr)], None, []
+    learners, pairs, entries = [dvo.Learner(policy, s.lr)], [], []
     if objective == "kto":
-        packs = dvo.mismatched_packs(examples, steps, mcts.context_length(policy), seed)
-        pairs = dvo.with_reference(policy, packs, 4096)
+        pairs = dvo.mismatched(examples, steps, mcts.context_length(policy), seed)
+        dvo.add_reference(policy, sum(pairs, []), 4096)
     if objective == "oreo":
         learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
     if s.targets == "value-model":

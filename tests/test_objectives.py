@@ -327,10 +327,10 @@ def many(n=5):
 
 def test_mismatched_paths_come_from_other_questions_of_the_step():
     examples = many()
-    drawn = dvo.mismatched_packs(examples, [[0, 1, 2], [3, 4]], context=99, seed=0)
-    for packs, chosen in zip(drawn, [{0, 1, 2}, {3, 4}]):
+    drawn = dvo.mismatched(examples, [[0, 1, 2], [3, 4]], context=99, seed=0)
+    for pairs, chosen in zip(drawn, [{0, 1, 2}, {3, 4}]):
         prompts, lenders = set(), set()
-        for p in packs:
+        for p in [pair.pack for pair in pairs]:
             prompt, path = (p.tokens[p.node == k].tolist() for k in (0, 1))
             [lender] = {token // 100 for token in path}             # one path of one question, whole
             assert [token % 100 for token in path] in ([11, 12], [13])
@@ -342,21 +342,21 @@ def test_mismatched_paths_come_from_other_questions_of_the_step():
 
 def test_mismatched_pairs_are_drawn_anew_for_each_step_and_by_seed():
     def tokens(seed):
-        drawn = dvo.mismatched_packs(many(), [[0, 1, 2, 3, 4]] * 6, context=99, seed=seed)
-        return [[p.tokens.tolist() for p in packs] for packs in drawn]
+        drawn = dvo.mismatched(many(), [[0, 1, 2, 3, 4]] * 6, context=99, seed=seed)
+        return [[pair.pack.tokens.tolist() for pair in pairs] for pairs in drawn]
     drawn_once = tokens(0)
     assert drawn_once == tokens(0) != tokens(1) and len({str(packs) for packs in drawn_once}) > 3
 
 
 def test_mismatched_pairs_stay_within_the_context():
     """Prompts of 1 to 5 tokens with paths of 1 or 2."""
-    packs = dvo.mismatched_packs(many(), [[0, 1, 2, 3, 4]] * 20, context=4, seed=0)
-    lengths = {len(p.tokens) for step in packs for p in step}
+    drawn = dvo.mismatched(many(), [[0, 1, 2, 3, 4]] * 20, context=4, seed=0)
+    lengths = {len(pair.pack.tokens) for pairs in drawn for pair in pairs}
     assert max(lengths) == 4
 
 
 def test_one_question_has_no_mismatched_path():
-    assert dvo.mismatched_packs(many(1), [[0]], context=99, seed=0) == [[]]
+    assert dvo.mismatched(many(1), [[0]], context=99, seed=0) == [[]]
     assert dvo.reference_point(policy=None, pairs=[], tokens=99) == 0
 
 
@@ -365,8 +365,9 @@ def test_reference_point_is_the_mean_log_ratio_and_not_negative(shift, z0):
     def policy(packs):
         return [torch.tensor([0.0, -float(len(p.tokens))]) for p in packs]
 
-    [packs] = dvo.mismatched_packs(many(4), [[0, 1, 2, 3]], context=99, seed=0)
-    pairs = [(p, -len(p.tokens) - shift + (-1) ** k * 0.25) for k, p in enumerate(packs)]
+    [pairs] = dvo.mismatched(many(4), [[0, 1, 2, 3]], context=99, seed=0)
+    for k, pair in enumerate(pairs):
+        pair.reference[1] = -len(pair.pack.tokens) - shift + (-1) ** k * 0.25
     assert dvo.reference_point(policy, pairs, tokens=8) == pytest.approx(z0)    # log-ratios around the shift
 
 
@@ -379,8 +380,10 @@ def test_kto_training_asks_for_the_reference_point_before_each_step():
     for e in examples:
         e.reference = dvo.step_logprobs(policy, e.pack).detach()
     steps = [[0, 1, 2, 3]] * 2
-    packs = dvo.mismatched_packs(examples, steps, context=99, seed=0)
-    pairs = [[(p, reference - 1) for p, reference in step] for step in dvo.with_reference(policy, packs, 1000)]
+    pairs = dvo.mismatched(examples, steps, context=99, seed=0)
+    dvo.add_reference(policy, sum(pairs, []), 1000)
+    for pair in sum(pairs, []):
+        pair.reference = pair.reference - 1
 
     def loss_fn(e, logprobs, z0):
         seen.append(z0)
