@@ -398,7 +398,8 @@ class Critic(nn.Module):
         self.lm = lm
         self.device = policy.device
         lm.set_output_embeddings(nn.Identity())                     # nobody asks it for words
-        self.head = nn.Linear(lm.config.get_text_config().hidden_size, 1, device=lm.device, dtype=lm.dtype)
+        width = lm.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, device=lm.device, dtype=lm.dtype)
         if policy.recompute:
             recompute_blocks(lm)
 
@@ -552,12 +553,16 @@ def sibling_pairs(tree, n, seed):
 
     pairs = []
     for node in tree.nodes:
-        steps = [i for i in node.children if tree.nodes[i].valid and tree.nodes[i].visits >= 2]
+        steps = [i for i in node.children if is_comparable(tree.nodes[i])]
         if steps:
             pairs.append((max(steps, key=value), min(steps, key=value)))
     largest = sorted(pairs, key=gap, reverse=True)[:n]
     unequal = [pair for pair in largest if gap(pair) > 0]
     return [[better] for better, _ in unequal], [[worse] for _, worse in unequal]
+
+
+def is_comparable(node):
+    return node.valid and node.visits >= 2
 
 
 def any_paths(tree, n, seed):
@@ -636,14 +641,14 @@ def mismatched(examples: list[Example], steps: list[list[int]], context: int,
 def reference_point(policy, pairs: list[Example], tokens: int) -> float:
     """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0. All
     ranks call this."""
-    packs = [e.pack for e in pairs]
     total = torch.zeros(1, dtype=torch.float64)
-    for weight, batch in my_micro_batches(packs, tokens):
-        vectors = policy(packs=[packs[i] for i in batch])
-        for i, logprobs in zip(batch, vectors):
-            total += weight * (logprobs[1].item() - pairs[i].reference[1].item())
+    for weight, batch in my_micro_batches(pairs, tokens):
+        vectors = policy(packs=[e.pack for e in batch])
+        for e, logprobs in zip(batch, vectors):
+            log_ratio = logprobs[1].item() - e.reference[1].item()
+            total += weight * log_ratio
     add_over_ranks(total)
-    return max(0.0, total.item() / max(1, len(packs)))
+    return max(0.0, total.item() / max(1, len(pairs)))
 
 
 # ---------------------------------------------------------------- training
@@ -732,36 +737,32 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
     """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return that
     loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there is none."""
     units = sum(e.units for e in chosen)
-    rows = []
-    for weight, batch in my_micro_batches([e.pack for e in chosen], micro_tokens):
-        packs = [chosen[i].pack for i in batch]
+    measured = []                           # (3,) of each example: loss, implicit rewards of right, of wrong paths
+    for weight, batch in my_micro_batches(chosen, micro_tokens):
+        packs = [e.pack for e in batch]
         outputs = [learner.module(packs=packs) for learner in learners]
         loss = 0.0
-        for i, *vectors in zip(batch, *outputs):
-            example = chosen[i].like(vectors[0])
-            losses = loss_fn(example, *vectors)
+        for e, *vectors in zip(batch, *outputs):
+            e = e.like(vectors[0])
+            losses = loss_fn(e, *vectors)
             loss = loss + weight * losses.sum() / units
-            rows.append(weight * measure(example, vectors[0].detach(), losses.detach(), beta or 0.0))
+            log_ratio = vectors[0].detach() - e.reference
+            reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
+            right = e.correct.to(reward)
+            wrong = 1 - right
+            found = torch.stack([losses.sum().detach(), right @ reward, wrong @ reward])
+            measured.append(weight * found.double())
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
-    total = torch.stack(rows).sum(0).cpu()
+    total = torch.stack(measured).sum(0).cpu()
     add_over_ranks(total)
-    loss, up, down = total.tolist()
+    loss, *rewards = total.tolist()
     found = {"loss": loss / units}
-    if beta:
-        right = sum(e.correct.sum().item() for e in chosen)
-        wrong = sum(len(e.correct) for e in chosen) - right
-        found["rewards/chosen"] = up / right if right else None
-        found["rewards/rejected"] = down / wrong if wrong else None
+    correct = torch.cat([e.correct for e in chosen])
+    paths = [correct.sum().item(), (~correct).sum().item()]
+    for name, reward, number in zip(("chosen", "rejected"), rewards, paths):
+        if beta:
+            found[f"rewards/{name}"] = reward / number if number else None
     return found
-
-
-def measure(e, policy, losses, beta):
-    """(3,) of one example: the sum of its losses, and of the implicit rewards, beta * log_ratio, of its
-    correct (of pairs: better) and of its other paths."""
-    reward = beta * (e.path @ (policy - e.reference))               # (P,)
-    chosen = e.correct.to(reward)
-    rejected = 1 - chosen
-    return torch.stack([losses.sum(), chosen @ reward, rejected @ reward]).double()
 
 
 def update(learners, share):
@@ -783,13 +784,13 @@ def update(learners, share):
     return norms[0], is_finite
 
 
-def micro_batches(packs, tokens, first=0, every=1):
-    """Batches of at most `tokens` padded tokens, or of one pack: the indices of packs by length, or of those
-    from the `first` on the share of one rank of `every`."""
+def micro_batches(examples, tokens, first=0, every=1):
+    """Batches of at most `tokens` padded tokens, or of one example: indices by length, or of those the ones
+    from the `first` on, one of `every`: the share of a rank."""
+    lengths = [len(e.pack.tokens) for e in examples]
     batches = []
-    lengths = [len(p.tokens) for p in packs]
     for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
-        longest = padded_length(packs[i])                           # so far
+        longest = padded_length(examples[i].pack)                   # so far
         if batches and longest * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(i)
         else:
@@ -797,37 +798,38 @@ def micro_batches(packs, tokens, first=0, every=1):
     return batches
 
 
-def my_micro_batches(packs, tokens):
-    """This rank's share of `packs` as (weight, indices), as many on every rank: FSDP's collectives must
-    match, so a rank that runs out repeats the shortest pack with weight 0."""
-    of_rank = [micro_batches(packs, tokens, r, world()) for r in range(world())]
+def my_micro_batches(examples, tokens):
+    """This rank's share of `examples` as (weight, examples), as many on every rank: FSDP's collectives must
+    match, so a rank that runs out repeats the shortest with weight 0."""
+    of_rank = [micro_batches(examples, tokens, r, world()) for r in range(world())]
     most = max(map(len, of_rank))
-    mine = [(1.0, batch) for batch in of_rank[rank()]]
-    shortest = sum(of_rank[0], [])[:1]
+    mine = [(1.0, [examples[i] for i in batch]) for batch in of_rank[rank()]]
+    shortest = [examples[batch[0]] for batch in of_rank[0][:1]]
     return mine + [(0.0, shortest)] * (most - len(mine))
 
 
 @torch.no_grad()
-def evaluate_packs(module: nn.Module, packs: list[Pack], name: str, tokens: int,
-                   shard_search: bool = False) -> list[Tensor]:
-    """module(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
-    batches = micro_batches(packs, tokens, rank(), world())
+def forward_all(module: nn.Module, examples: list[Example], name: str, tokens: int,
+                shard_search: bool = False) -> list[Tensor]:
+    """module(packs=...) of each example, on the CPU: each rank does its share at its own pace."""
+    batches = micro_batches(examples, tokens, rank(), world())
     found = {}
-    with at_own_pace(module, name, shard_search), progress(name, len(batches), "batch", leave=False) as bar:
+    with (at_own_pace(module, name, shard_search),
+          progress(name, len(batches), "batch", leave=False) as bar):
         for batch in batches:
-            vectors = module(packs=[packs[i] for i in batch])
+            vectors = module(packs=[examples[i].pack for i in batch])
             found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
             bar.update()
     found = gather(found)
-    return [found[i] for i in range(len(packs))]
+    return [found[i] for i in range(len(examples))]
 
 
 def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
     Returns by how many nats a token that differs from what the search has stored."""
-    packs = [e.pack for e in examples]
     distance, num_tokens = 0.0, 0.0
-    for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
+    found = forward_all(policy, examples, "reference", tokens, shard_search)
+    for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
         e.reference = reference
@@ -1155,9 +1157,9 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
             weights[name.removeprefix("lm.")] = weight.to(policy.compute)
         policy.lm.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
-        config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((new / "config.json").read_text())
         config["dtype"] = str(policy.compute).removeprefix("torch.")        # it named the master weights'
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     put(folder, write)
 
@@ -1193,7 +1195,7 @@ class Run:
             if not config.exists():
                 if any(path != new for path in self.folder.iterdir()):
                     raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-                new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+                new.write_text(json.dumps(settings, indent=1) + "\n")
                 new.rename(config)
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose "
@@ -1201,7 +1203,7 @@ class Run:
         self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
         clean_up(self.folder)
         try:
-            old = json.loads(config.read_text(encoding="utf-8"))
+            old = json.loads(config.read_text())
         except ValueError:
             raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
         differ = [f"{name} was {old.get(name)!r} and is {settings.get(name)!r}"
@@ -1231,7 +1233,7 @@ class Run:
     def result(self, stage, of_round=None):
         """What a stage found, empty if it is not done."""
         path = self.file(f"{stage}.json", of_round)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def files(self, name):
         """What ranks have written as NAME.rank*.jsonl in the current round."""
@@ -1266,7 +1268,7 @@ def run_stages(run, problems, eval_sets):
         if run.round > 0:
             stage(run, "trained", train_round)
         for task, questions in eval_sets.items():
-            stage(run, f"eval-{short_name(task)}", evaluate_round, questions)
+            stage(run, f"eval-{Path(task).stem}", evaluate_round, questions)
 
 
 def stage(run, name, work, problems=()):
@@ -1280,7 +1282,7 @@ def stage(run, name, work, problems=()):
         found = work(run, name, problems) | {"seconds": round(time.time() - start, 1)}
         run.log(name, **found)
         text = json.dumps(found, indent=1) + "\n"
-        put(path, lambda new: rank() == 0 and new.write_text(text, encoding="utf-8"))
+        put(path, lambda new: rank() == 0 and new.write_text(text))
         if rank() == 0:
             tidy(run, trains)
         if trains:
@@ -1322,26 +1324,26 @@ def questions_of_round(r, problems, args):
     return [problems[order[i % len(order)]] for i in range(first, first + n)]
 
 
-def short_name(task):
-    """What a task or a file of questions is called in file names and tables."""
-    return Path(task).stem
-
-
-def sample_responses(run, name, problems, n, temperature, shots=(), keep_tokens=False):
-    """n responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they
-    come; the records of all. shots: worked examples in the prompt."""
+def sample_responses(run, name, problems, shots=None):
+    """Responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they come;
+    the records of all. shots: for bootstrapping, with as many worked examples in the prompt, tokens kept."""
     args = run.args
+    n, temperature = args.trials, args.temperature
+    if shots is not None:
+        n, temperature = args.bootstrap_samples, args.bootstrap_temperature
     mine = run.unfinished(name, problems)
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], shots) for p in mine]
+    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots or 0]) for p in mine]
     label = f"round {run.round}: {name}"
+    tokens = len(mine) * n * args.max_new_tokens
     lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
     with (lines, at_own_pace(run.policy, label, args.shard_search),
-          progress(label, len(mine) * n * args.max_new_tokens, "token", unit_scale=True) as bar):
-        for i, samples in mcts.stream(run.policy, run.tokenizer, prompts, n=n, temperature=temperature,
-                                      max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update,
-                                      kv_budget=mcts.search_settings(args)["kv_budget"]):
+          progress(label, tokens, "token", unit_scale=True) as bar):
+        for i, samples in mcts.stream(
+                run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
+                max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
+                progress=bar.update):
             record = tasks.judge(mine[i], samples)
-            if keep_tokens:
+            if shots is not None:
                 record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
             tasks.write_line(lines, record)
     records = {record["question"]: record for record in run.records(name)}
@@ -1378,11 +1380,11 @@ def bootstrap(run, name, problems):
     shots = args.bootstrap_shots
     if shots is None:
         shots = 0 if run.tokenizer.chat_template else len(WORKED)
-    sampled = sample_responses(run, "samples", problems, args.bootstrap_samples, args.bootstrap_temperature,
-                               WORKED[:shots], keep_tokens=True)
+    sampled = sample_responses(run, "samples", problems, shots)
     n = math.ceil(len(problems) / 5)
     before = measure_form(run, "before", problems[:n])
-    imitated = imitate_own(run, demonstrations(run, sampled[n:]), demonstrations(run, sampled[:n]))
+    unseen = demonstrations(run, sampled[:n])
+    imitated = imitate_own(run, demonstrations(run, sampled[n:]), unseen)
     after = measure_form(run, "after", problems[:n])
     is_better = after["both"] > before["both"]
     if rank() == 0:
@@ -1403,7 +1405,7 @@ def bootstrap(run, name, problems):
 
 def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
-    records = sample_responses(run, name, problems, run.args.trials, run.args.temperature)
+    records = sample_responses(run, name, problems)
     responses = [response for record in records for response in record["responses"]]
     total = Counter()
     for response in responses:
@@ -1480,8 +1482,8 @@ def imitate_own(run, examples, unseen):
 
 def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
-    packs = [e.pack for e in examples]
-    vectors = evaluate_packs(run.policy, packs, "held back", run.args.micro_tokens, run.args.shard_search)
+    args = run.args
+    vectors = forward_all(run.policy, examples, "held back", args.micro_tokens, args.shard_search)
     total = -sum(logprobs.sum().item() for logprobs in vectors)
     tokens = sum(e.tokens.sum().item() for e in examples)
     return total / max(1.0, tokens)
@@ -1609,8 +1611,7 @@ def value_by_model(run, examples):
     steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
     how = run.training("value", f"round {run.round}: value model", "critic")
     train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
-    packs = [e.pack for e in examples]
-    values = evaluate_packs(critic, packs, "values", args.micro_tokens, args.shard_search)
+    values = forward_all(critic, examples, "values", args.micro_tokens, args.shard_search)
     for e, value in zip(examples, values):
         e.take_values(value)
 
@@ -1628,15 +1629,16 @@ def examples_of_round(run, choose, keep_unsolved):
 def evaluate_round(run, name, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
     task = name.removeprefix("eval-")
-    records = sample_responses(run, f"responses-{task}", problems, run.args.trials, run.args.temperature)
+    records = sample_responses(run, f"responses-{task}", problems)
     shown = set()
-    for record, response in ((record, response) for record in records for response in record["responses"]):
-        word = "right" if response["correct"] else "wrong"
-        if rank() == 0 and word not in shown:
-            shown.add(word)
-            text = f"{record['question']}\n\n{response['response'].strip()}"
-            print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
-            print(textwrap.indent(text, "    "))
+    for record in records if rank() == 0 else ():
+        for response in record["responses"]:
+            word = "right" if response["correct"] else "wrong"
+            if word not in shown:
+                shown.add(word)
+                text = f"{record['question']}\n\n{response['response'].strip()}"
+                print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
+                print(textwrap.indent(text, "    "))
     result = tasks.summarise(records, run.args.trials)
     return {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")} | {"task": task}
 
@@ -1647,7 +1649,7 @@ def model_card(run):
     how = f"round {run.round} of --objective {args.objective}"
     if run.round == 0:
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
-    found = [run.result(f"eval-{short_name(task)}") for task in args.eval_data]
+    found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION"))
     return f"""\
@@ -1675,7 +1677,7 @@ print(found[0]["generated_text"])
 
 def report(run):
     """Print accuracy, spread and seconds of the base and of every round."""
-    names = [short_name(task) for task in run.args.eval_data]
+    names = [Path(task).stem for task in run.args.eval_data]
     print(f"\n{'':10}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
     for r in range(run.args.rounds + 1):
         found = [run.result(f"eval-{name}", r) for name in names]
@@ -1766,8 +1768,8 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
             if p["question"] not in taken:
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
-                sample = {"tokens": solution + [tokenizer.eos_token_id], "end": "eos"}
-                examples.append(demonstration(tokenizer, p, sample))
+                prompt = mcts.build_prompt(tokenizer, p["question"])
+                examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
         share = share_of_right_operations(policy, tokenizer, probes, seed)
         right = from_rank_0(lambda: share)
@@ -1935,7 +1937,7 @@ def check_arguments(args):
     for name, usual in ("level", "step"), ("targets", "search"):
         if args.objective != "dvo" and getattr(args, name) != usual:
             raise InputError(f"--{name} {getattr(args, name)} goes with --objective dvo only")
-    names = [short_name(task) for task in args.eval_data or []]
+    names = [Path(task).stem for task in args.eval_data or []]
     if len(set(names)) < len(names):
         raise InputError("two of --eval-data have the same name; their results would have one file")
     mcts.check_search(mcts.search_settings(args))
@@ -2002,8 +2004,9 @@ def main():
         args.model = str(run.folder / "base")
         if not from_rank_0(Path(args.model).exists):
             make_base(Path(args.model), args.seed, device)
-    run.policy, run.tokenizer = load_policy(args.model, device, args.dtype, offload=args.offload,
-                                            activation_checkpointing=args.activation_checkpointing)
+    run.policy, run.tokenizer = load_policy(
+        args.model, device, args.dtype, offload=args.offload,
+        activation_checkpointing=args.activation_checkpointing)
     run_stages(run, problems, eval_sets)
     if is_demo:
         hold_weights(run, args.rounds)
@@ -2012,12 +2015,7 @@ def main():
         report(run)
         print(f"\n{time.time() - start:.0f} s in all. One round more: the same with --out {out} "
               f"--rounds {args.rounds + 1}")
-    leave()
-
-
-def leave():
-    """End a rank, when all have come here: gloo's threads, ended by destructors, now and then abort it."""
-    if world() > 1:
+    if world() > 1:                         # gloo's threads, ended by destructors, now and then abort a rank
         wait_for_ranks("end")
         sys.stdout.flush()
         sys.stderr.flush()

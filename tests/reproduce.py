@@ -202,7 +202,7 @@ def train(policy, grown, examples, objective, level, seed, s):
         valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
         dvo.train([dvo.Learner(critic, s.value_lr)], valued, dvo.critic_loss,
                   dvo.schedule(len(valued), 3, 4, seed), micro_tokens=4096)
-        values = dvo.evaluate_packs(critic, [e.pack for e in examples], "values", 4096)
+        values = dvo.forward_all(critic, examples, "values", 4096)
         for e, value in zip(examples, values):
             e.take_values(value)
 
@@ -220,7 +220,7 @@ def train(policy, grown, examples, objective, level, seed, s):
 def rewards(policy, kept, examples, beta):
     """Means over training paths: implicit reward at the end, target, and the most that is attainable, which
     is -beta log pi_ref; of the correct ones also by kind."""
-    outs, groups = dvo.evaluate_packs(policy, [e.pack for e in examples], "rewards", 4096), {}
+    outs, groups = dvo.forward_all(policy, examples, "rewards", 4096), {}
     for tree, e, logprobs in zip(kept, examples, outs):
         for row, correct in zip(e.path, e.correct):
             nodes = [int(i) for i in row.nonzero()]

@@ -273,7 +273,7 @@ def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
     """Else the first gradient would already be wrong."""
     policy = dvo.Policy(tiny.model())
     dvo.add_reference(policy, examples, tokens=10**6)
-    [batch] = dvo.micro_batches([e.pack for e in examples], 10**6)
+    [batch] = dvo.micro_batches(examples, 10**6)
     for i, logprobs in zip(batch, policy(packs=[examples[i].pack for i in batch])):
         assert torch.equal(logprobs, examples[i].reference)
 
@@ -323,7 +323,7 @@ def test_dropout_is_off_and_runs_repeat(tmp_path, tok):
 
 def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
     packs = [e.pack for e in examples]
-    batches = dvo.micro_batches(packs, 200)
+    batches = dvo.micro_batches(examples, 200)
     assert sorted(i for b in batches for i in b) == list(range(len(packs)))
     assert all(len(b) == 1 or len(b) * max(len(packs[i].tokens) for i in b) <= 200 for b in batches)
 
