@@ -69,11 +69,9 @@ def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, be
              level: str = "step") -> Tensor:
     """Direct Value Optimization: (P,) loss of each path, un-reduced.
 
-    Args:
-        policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens.
-        credit: (N,) r + V(s') - V(s) of each step, in [-2, 2].
-        path: (P, N), 1 where a step lies on a path, else 0.
-        level: "step" (Eq. 10) or "response" (Sec. 6.5: the same on whole paths).
+    policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens. credit:
+    (N,) r + V(s') - V(s), in [-2, 2]. path: (P, N), 1 where a step lies on a path, else 0. level: "step" (Eq.
+    10) or "response" (Sec. 6.5: the same on whole paths).
 
     Where the paper has half the sum over a path's steps, this is their mean: a long path counts no more than
     a short one. Raises InputError for another level and for shapes that do not fit.
@@ -297,7 +295,7 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
             node.append(i)
             previous = len(tokens) - 1
         last[i] = previous
-    columns = [np.array(column, dtype=np.int32) for column in (tokens, position, before, node)]
+    columns = np.array([tokens, position, before, node], dtype=np.int32)
     return Pack(*columns, num_nodes=len(tree.nodes))
 
 
@@ -343,9 +341,11 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
     is_last = np.diff(node, append=-1) != 0                         # the next token is another node's
     sizes = [p.num_nodes for p in packs]
     node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
-    columns = (tokens, position, mask, tokens[is_step], before[is_step], node[is_step],
-               np.flatnonzero(is_last), node[is_last])
-    return Batch(*(torch.from_numpy(column).to(device) for column in columns), sizes=sizes)
+    of_steps = tokens[is_step], before[is_step], node[is_step]
+    of_last = np.flatnonzero(is_last), node[is_last]
+    columns = tokens, position, mask, *of_steps, *of_last
+    on_device = [torch.from_numpy(column).to(device) for column in columns]
+    return Batch(*on_device, sizes=sizes)
 
 
 class Policy(nn.Module):
@@ -420,10 +420,7 @@ def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
 
 def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
     """(num_nodes,) log pi(a|s) of every step in `pack`, summed over its tokens, EOS included; 0 for nodes
-    outside. Differentiable.
-
-    `model` is a Policy or a plain causal LM. Raises InputError for a model that cannot be packed exactly.
-    """
+    outside. Differentiable. Raises InputError for a Policy or causal LM that cannot be packed exactly."""
     mcts.check_model(model)
     policy = model if isinstance(model, Policy) else Policy(model)
     return policy(packs=[pack])[0]
@@ -447,8 +444,7 @@ class Example:
 
     @property
     def credit(self) -> Tensor:
-        """(num_nodes,) r + V(s') - V(s) of every step (Eq. 10), 0 at the root. Along a path they sum to
-        r - V(s_0)."""
+        """(num_nodes,) r + V(s') - V(s) of every step (Eq. 10), 0 at the root; r - V(s_0) along a path."""
         return mcts.credit(self.reward, self.value, self.value[self.parent])
 
     @property
@@ -472,10 +468,8 @@ class Example:
 def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
                  choose: Callable | None = None) -> Example | None:
     """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
-    code), or with keep_unsolved none at all.
-
-    choose(tree, n, seed) -> the better and the worse paths, lists of node indices; by default draw_paths.
-    """
+    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
+    of node indices; by default draw_paths."""
     choose = choose or draw_paths
     better, worse = choose(tree, n, seed)
     paths = better + worse
@@ -513,9 +507,9 @@ def draw_paths(tree, n, seed):
         paths = [tree.path(i) for i in ends]
         if paths:
             visits = [sum(tree.nodes[i].visits for i in path) for path in paths]
-            weight = np.array(visits, dtype=float)
+            chance = np.array(visits) / sum(visits)
             size = min(n, len(paths))
-            order = rng.choice(len(paths), size, replace=False, p=weight / weight.sum())
+            order = rng.choice(len(paths), size, replace=False, p=chance)
             paths = [paths[k] for k in order]
         drawn.append(paths)
     return drawn
@@ -524,7 +518,8 @@ def draw_paths(tree, n, seed):
 def generator(seed, *names):
     """Numpy's random numbers that belong to `seed`, of either sign, and `names`."""
     text = " ".join(map(str, names))
-    return np.random.default_rng([seed % 2**64, zlib.crc32(text.encode())])
+    key = zlib.crc32(text.encode())
+    return np.random.default_rng([seed % 2**64, key])
 
 
 def correct_paths(tree, n, seed):
@@ -583,9 +578,7 @@ OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-
 def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 0.1, level: str = "step",
                    z0: float = 0.0, value: Tensor | None = None, alpha: float = 0.01) -> Tensor:
     """(units,) the loss of one example by one of OBJECTIVES, from `policy`, (num_nodes,) step log-probs.
-
-    level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo.
-    """
+    level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo."""
     both = policy, e.reference
     if objective == "dvo":
         return dvo_loss(*both, e.credit, e.path, beta, level)
@@ -600,7 +593,8 @@ def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 
         return oreo_loss(*both, value, e.path, e.parent, e.outcome, beta, alpha)
     if objective == "grpo":                                         # the group: the paths of the question
         advantage = e.outcome - e.outcome.mean()                    # (P,)
-        return grpo_loss(*both, advantage[:, None].expand_as(e.path), e.tokens, e.path)
+        of_steps = advantage[:, None].expand_as(e.path)             # (P, num_nodes)
+        return grpo_loss(*both, of_steps, e.tokens, e.path)
     if objective == "vineppo":
         return grpo_loss(*both, e.credit, e.tokens, e.path)
     raise InputError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
@@ -630,17 +624,17 @@ def mismatched(examples: list[Example], steps: list[list[int]], context: int,
         for i, j in zip(askers, np.roll(askers, 1)):
             if i != j:
                 mine, other = examples[i].pack, examples[j].pack
-                path = np.flatnonzero(rng.choice(examples[j].path.numpy()))
-                lent = other.tokens[np.isin(other.node, path)]
-                pairs.append(one_step(mine.tokens[mine.node == 0].tolist(), lent.tolist()))
+                prompt = mine.tokens[mine.node == 0]
+                path = rng.choice(examples[j].path.numpy())         # (num_nodes,)
+                lent = other.tokens[path[other.node] > 0]
+                pairs.append(one_step(prompt.tolist(), lent.tolist()))
         found.append([e for e in pairs if len(e.pack.tokens) <= context])
     return found
 
 
 @torch.no_grad()
 def reference_point(policy, pairs: list[Example], tokens: int) -> float:
-    """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0. All
-    ranks call this."""
+    """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0."""
     total = torch.zeros(1, dtype=torch.float64)
     for weight, batch in my_micro_batches(pairs, tokens):
         vectors = policy(packs=[e.pack for e in batch])
@@ -655,8 +649,8 @@ def reference_point(policy, pairs: list[Example], tokens: int) -> float:
 
 
 class Learner:
-    """A module in training, with an AdamW of its own and its peak learning rate; without a peak it is only
-    saved and loaded."""
+    """A module in training, with an AdamW and a peak rate of its own; without, it is only saved and
+    loaded."""
 
     def __init__(self, module, peak=None):
         self.module = module
@@ -670,7 +664,8 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     """Which of n examples each optimiser step takes: every epoch all of them, in an order of its own."""
     steps = []
     for epoch in range(epochs):
-        order = np.random.default_rng([seed % 2**64, epoch]).permutation(n).tolist()
+        rng = np.random.default_rng([seed % 2**64, epoch])
+        order = rng.permutation(n).tolist()
         for first in range(0, n, questions_per_step):
             steps.append(order[first:first + questions_per_step])
     return steps
@@ -696,13 +691,10 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
           log: Callable = lambda **fields: None, of_step: Callable = lambda step: {},
           state: Path | None = None, save_seconds: float = 600.0) -> None:
     """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
-    pairs) of each optimiser step.
-
-    steps: the indices of the examples of each, see `schedule`. beta: log implicit rewards. of_step(step),
-    called on every rank: what loss_fn gets by name in that step. state: a folder that keeps weights and
-    optimisers every `save_seconds` and at the end, and from which training goes on if it exists. A step whose
-    gradient is not finite is skipped; the fifth in a row raises InputError.
-    """
+    pairs) of each optimiser step. steps: which examples each takes, see `schedule`. beta: log implicit
+    rewards. of_step(step), called on every rank: what loss_fn gets by name. state: a folder that keeps
+    weights and optimisers every `save_seconds` and at the end, and from which training goes on. A step whose
+    gradient is not finite is skipped; the fifth in a row raises InputError."""
     total = len(steps)
     first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
     if rank() == 0 and 0 < total < warmup(total):
@@ -724,8 +716,9 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
             raise InputError("the gradient was not finite for 5 steps in a row; lower the rate")
         # 4. Log
         tokens = sum(len(e.pack.tokens) for e in chosen)
-        log(step=step + 1, **found, lr=share * learners[0].peak, grad_norm=norm, skipped=not is_finite,
-            tokens_per_second=round(tokens / (time.time() - start)))
+        speed = round(tokens / (time.time() - start))
+        log(step=step + 1, **found, lr=share * learners[0].peak, grad_norm=norm,
+            skipped=not is_finite, tokens_per_second=speed)
         # 5. Save, by the clock of rank 0
         is_due = from_rank_0(lambda: time.time() - saved > save_seconds)
         if state and (is_due or step + 1 == total):
@@ -737,7 +730,7 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
     """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return that
     loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there is none."""
     units = sum(e.units for e in chosen)
-    measured = []                           # (3,) of each example: loss, implicit rewards of right, of wrong paths
+    measured = []                           # (3,) of each example: loss, and rewards of right, of wrong paths
     for weight, batch in my_micro_batches(chosen, micro_tokens):
         packs = [e.pack for e in batch]
         outputs = [learner.module(packs=packs) for learner in learners]
@@ -912,14 +905,10 @@ def start_ranks(device, dtype):
 
 def load_policy(name: str, device: torch.device, dtype: str | None = None, *, offload: bool = False,
                 activation_checkpointing: bool = False) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """The Policy and its tokenizer on every rank.
-
-    In a process group the master weights are float32 (float64 if dtype says so) and sharded, and what
-    computes is dtype, by default bfloat16 on a GPU. Without a group there is one copy, of float32 (default)
-    or float64. offload: weights, gradients and optimiser live in host memory. activation_checkpointing:
-    decoder blocks are computed again in the backward pass. Raises InputError for what cannot be loaded,
-    searched or trained exactly.
-    """
+    """The Policy and its tokenizer on every rank. In a process group the master weights are float32 (float64
+    if dtype says so) and sharded, and what computes is dtype, by default bfloat16 on a GPU; without a group
+    there is one copy, of float32 (default) or float64. offload: weights, gradients and optimiser live in host
+    memory. Raises InputError for what cannot be loaded, searched or trained exactly."""
     master = "float64" if dtype == "float64" else "float32"
     if not dist.is_initialized():
         lm, tokenizer = mcts.load_model(name, device, master)
@@ -967,8 +956,9 @@ def recompute_blocks(lm):
 def shard(module, policy):
     """Split the parameters of `module`, which are on the meta device, over the ranks, as those of `policy`
     are: it or its critic. They hold no numbers yet."""
-    how = {"mp_policy": MixedPrecisionPolicy(param_dtype=policy.compute, reduce_dtype=policy.lm.dtype),
-           "mesh": dist.device_mesh.init_device_mesh(policy.device.type, (world(),))}
+    how = {}
+    how["mesh"] = dist.device_mesh.init_device_mesh(policy.device.type, (world(),))
+    how["mp_policy"] = MixedPrecisionPolicy(policy.compute, policy.lm.dtype)        # compute, reduce
     if policy.offload:
         how["offload_policy"] = CPUOffloadPolicy()
     for block in decoder_blocks(module.lm):
@@ -981,7 +971,8 @@ def read_pretrained(policy, name):
     """Give a policy the weights in the folder or hub name `name`: rank 0 reads, all get their shards."""
     full, weights = None, {}
     if rank() == 0:
-        full, _ = mcts.load_model(name, "cpu", str(policy.lm.dtype).removeprefix("torch."))
+        master = str(policy.lm.dtype).removeprefix("torch.")
+        full, _ = mcts.load_model(name, "cpu", master)
         weights = {f"lm.{key}": weight for key, weight in full.state_dict().items()}
     wait_for_ranks("weights")                                       # it may take long to download them
     if not dist.is_initialized():
@@ -1111,8 +1102,7 @@ def clean_up(folder):
 
 
 def state_of(learners):
-    """Weights and, in training, optimiser state of each learner, by names that load on any number of
-    ranks."""
+    """Weights and optimiser state of each learner, by names that load on any number of ranks."""
     state = {}
     for i, learner in enumerate(learners):
         state[f"model{i}"] = get_model_state_dict(learner.module)
@@ -1128,8 +1118,7 @@ def save_state(folder, learners, step):
 
 
 def load_state(folder, learners):
-    """Load what save_state saved, on any number of ranks, and return the step. The policy alone may be loaded
-    from what was saved in training."""
+    """Load what save_state saved, or the policy alone, on any number of ranks, and return the step."""
     state = state_of(learners) | {"step": 0}
     try:
         dcp.load(state, checkpoint_id=folder)
@@ -1144,8 +1133,7 @@ def load_state(folder, learners):
 
 
 def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a Hugging Face folder that from_pretrained or vLLM loads, in the compute type. All ranks call
-    this; rank 0 gathers and writes."""
+    """Write a Hugging Face folder that from_pretrained or vLLM loads, in the compute type."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(policy, options=options)         # empty but on rank 0
 
@@ -1168,11 +1156,8 @@ BASE = -1                     # the "round" of the model as it was given; bootst
 
 
 class Run:
-    """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on.
-
-    The same command continues it: what has its file is not done again. Raises InputError if the folder holds
-    a run with other settings or is not writable. Rank 0 alone writes the log.
-    """
+    """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on. The same
+    command continues it. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
             "activation_checkpointing", "save_minutes"}     # may change between starts: results do not
 
@@ -1206,8 +1191,11 @@ class Run:
             old = json.loads(config.read_text())
         except ValueError:
             raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
-        differ = [f"{name} was {old.get(name)!r} and is {settings.get(name)!r}"
-                  for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
+        differ = []
+        for name in sorted({*old, *settings}):
+            was, now = old.get(name), settings.get(name)
+            if was != now:
+                differ.append(f"{name} was {was!r} and is {now!r}")
         if differ:
             raise InputError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}); repeat "
                              "those, or choose another --out")
@@ -1220,9 +1208,10 @@ class Run:
 
     def training(self, event, label, state):
         """What every training of a run is called with: its event in the log, its label and its state."""
-        args = self.args
-        return {"micro_tokens": args.micro_tokens, "save_seconds": 60 * args.save_minutes, "name": label,
-                "log": functools.partial(self.log, event), "state": self.file(state)}
+        log = functools.partial(self.log, event)
+        save_seconds = 60 * self.args.save_minutes
+        return dict(micro_tokens=self.args.micro_tokens, save_seconds=save_seconds, name=label, log=log,
+                    state=self.file(state))
 
     def file(self, name, of_round=None):
         """A path in the folder of a round (default: the current one), which is made."""
@@ -1240,8 +1229,9 @@ class Run:
         return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
 
     def records(self, name):
-        """All records of those files."""
-        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+        """All records of those files, by question."""
+        records = itertools.chain(*map(tasks.read_lines, self.files(name)))
+        return {record["question"]: record for record in records}
 
     def unfinished(self, name, problems):
         """This rank's share of the problems that NAME.rank*.jsonl do not hold yet. All ranks call this."""
@@ -1249,7 +1239,7 @@ class Run:
             for path in self.files(name):
                 tasks.open_lines(path).close()                      # drops a line that was torn
         meet()
-        done = {record["question"] for record in self.records(name)}
+        done = {record["question"] for path in self.files(name) for record in tasks.read_lines(path)}
         meet()                                                      # all have read before one writes
         todo = [problem for problem in problems if problem["question"] not in done]
         return todo[rank()::world()]
@@ -1279,7 +1269,8 @@ def stage(run, name, work, problems=()):
     if not from_rank_0(path.exists):
         hold_weights(run, run.newest)
         start = time.time()
-        found = work(run, name, problems) | {"seconds": round(time.time() - start, 1)}
+        found = work(run, name, problems)
+        found["seconds"] = round(time.time() - start, 1)
         run.log(name, **found)
         text = json.dumps(found, indent=1) + "\n"
         put(path, lambda new: rank() == 0 and new.write_text(text))
@@ -1321,7 +1312,8 @@ def questions_of_round(r, problems, args):
     order = generator(args.seed, "questions").permutation(len(problems))
     n = min(len(problems), args.questions_per_round)
     first = (r - 1) * args.questions_per_round
-    return [problems[order[i % len(order)]] for i in range(first, first + n)]
+    drawn = [order[i % len(order)] for i in range(first, first + n)]
+    return [problems[i] for i in drawn]
 
 
 def sample_responses(run, name, problems, shots=None):
@@ -1346,7 +1338,7 @@ def sample_responses(run, name, problems, shots=None):
             if shots is not None:
                 record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
             tasks.write_line(lines, record)
-    records = {record["question"]: record for record in run.records(name)}
+    records = run.records(name)
     return [records[p["question"]] for p in problems]
 
 
@@ -1388,11 +1380,10 @@ def bootstrap(run, name, problems):
     after = measure_form(run, "after", problems[:n])
     is_better = after["both"] > before["both"]
     if rank() == 0:
-        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
-              f"{before['responses']} to questions held back:")
+        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; to "
+              "questions held back:")
         for when, shares in ("before", before), ("after", after):
-            print(f"  {when:7}right {shares['right']:6.1%}, well-formed {shares['well_formed']:6.1%}, "
-                  f"both {shares['both']:6.1%}, {shares['tokens_per_step']:.0f} tokens a step")
+            print(f"  {when:6}", *(f"{key} {share:.3g}" for key, share in shares.items()), sep="  ")
         if not is_better:
             print("  no gain: the rounds start from the base as it was given")
     if not is_better:
@@ -1416,8 +1407,11 @@ def measure_form(run, name, problems):
         total["both"] += response["correct"] and is_well_formed
         total["steps"] += 1 + text.strip().count("\n\n")
         total["tokens"] += response["tokens"]
-    shares = {key: total[key] / max(1, len(responses)) for key in ("right", "well_formed", "both")}
-    return shares | {"tokens_per_step": total["tokens"] / max(1, total["steps"]), "responses": len(responses)}
+    n = max(1, len(responses))
+    found = {key: total[key] / n for key in ("right", "well_formed", "both")}
+    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
+    found["responses"] = len(responses)
+    return found
 
 
 def has_steps(text):
@@ -1436,7 +1430,8 @@ def demonstrations(run, records, most=4):
             is_whole = sample["end"] in ("eos", "answer")
             if response["correct"] and is_whole and has_steps(response["response"]):
                 good.append(sample)
-        for i in generator(run.args.seed, record["question"]).permutation(len(good))[:most]:
+        rng = generator(run.args.seed, record["question"])
+        for i in rng.permutation(len(good))[:most]:
             found.append(demonstration(run.tokenizer, record, good[i]))
     return found
 
@@ -1466,7 +1461,8 @@ def imitate_own(run, examples, unseen):
     not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen)}
+    found |= {"nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for rate in [args.bootstrap_lr / 4**k for k in range(3) if examples and unseen]:
         how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
@@ -1540,10 +1536,12 @@ def describe(trees):
         total["value"] += tree.nodes[0].value
         total["steps"] += len(tree.nodes) - 1
         total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
-    shares = {kind: endings[kind] / max(1, endings.total()) for kind in ("right", "wrong", *REMEDY)}
-    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
-    return counts | {"root_value": total["value"] / max(1, total["trees"]), "endings": shares,
-                     "tokens_per_step": total["tokens"] / max(1, total["steps"])}
+    found = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
+    found["root_value"] = total["value"] / max(1, total["trees"])
+    ended = max(1, endings.total())
+    found["endings"] = {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)}
+    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
+    return found
 
 
 REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
@@ -1568,7 +1566,7 @@ def explain(found):
 def train_round(run, name, problems):
     """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
     here starts from the weights of the round before again, asks for the reference, and then goes on."""
-    args, policy, seed = run.args, run.policy, run.args.seed + run.round
+    args, policy = run.args, run.policy
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
         found = explain(describe(trees_of_round(run)))
@@ -1581,6 +1579,7 @@ def train_round(run, name, problems):
     if not distance < 0.1:                                          # nor if it is NaN
         raise InputError("these trees were not sampled from this model: its log-probs differ by "
                          f"{distance:.2f} nats a token; give the model that searched them")
+    seed = args.seed + run.round
     steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
     learners = [Learner(policy, args.lr)]
     if args.objective == "oreo":
@@ -1588,7 +1587,7 @@ def train_round(run, name, problems):
     pairs = []
     if args.objective == "kto":
         pairs = mismatched(examples, steps, mcts.context_length(policy), seed)
-        add_reference(policy, list(itertools.chain(*pairs)), args.micro_tokens, args.shard_search)
+        add_reference(policy, sum(pairs, []), args.micro_tokens, args.shard_search)
 
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
@@ -1618,9 +1617,10 @@ def value_by_model(run, examples):
 
 def examples_of_round(run, choose, keep_unsolved):
     """The examples of the round's trees, by question: not in the order in which the searches ended."""
+    args = run.args
     found = []
     for tree in trees_of_round(run):
-        example = make_example(tree, run.args.paths, run.args.seed + run.round, keep_unsolved, choose)
+        example = make_example(tree, args.paths, args.seed + run.round, keep_unsolved, choose)
         if example:
             found.append((tree.question, example))
     return [example for _, example in sorted(found, key=itemgetter(0))]
@@ -1640,7 +1640,8 @@ def evaluate_round(run, name, problems):
                 print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
                 print(textwrap.indent(text, "    "))
     result = tasks.summarise(records, run.args.trials)
-    return {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")} | {"task": task}
+    del result["trials"]
+    return result | {"task": task}
 
 
 def model_card(run):
@@ -1685,10 +1686,11 @@ def report(run):
         for e in found:
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
             cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
-        training = ("bootstrap", "trained")
-        seconds = [sum(run.result(stage, r).get("seconds", 0) for stage in stages)
-                   for stages in (("search",), training, [f"eval-{name}" for name in names])]
-        print(f"{f'round {r}' if r else 'base':10}{cells}   {'  '.join(f'{s:8.1f}' for s in seconds)}")
+        evaluations = [f"eval-{name}" for name in names]
+        for stages in ["search"], ["bootstrap", "trained"], evaluations:
+            seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
+            cells += f"{seconds:10.1f}"
+        print(f"{f'round {r}' if r else 'base':10}{cells}")
 
 
 # Rows for other trainers
@@ -1720,8 +1722,9 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
 # ---------------------------------------------------------------- the demo's model
 
 
-def arithmetic_tokenizer():
-    """A token for each number and each piece of text between two, such as `.\\n\\n`; decoding is exact."""
+def random_model(folder, seed):
+    """Write a Llama of 0.2M random weights, and its tokenizer: a token for each number and each piece of text
+    between two, such as `.\\n\\n`; decoding is exact."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pieces = ["<pad>", "<eos>", ".", ". ", ".\n\n", "Start with ", f"{tasks.MARKER} ", " = "]
@@ -1732,13 +1735,9 @@ def arithmetic_tokenizer():
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\.\s*|[^\d.]+"), "isolated")
     core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
-                                   chat_template="{{ messages[-1]['content'] }}\n\n")   # needs no instruction
-
-
-def random_model(folder, seed):
-    """Write a Llama of 0.2M random weights, and its tokenizer."""
-    tokenizer = arithmetic_tokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
+        chat_template="{{ messages[-1]['content'] }}\n\n")        # needs no instruction
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
@@ -1786,7 +1785,8 @@ def share_of_right_operations(policy, tokenizer, problems, seed):
     with at_own_pace(policy, "probe"):
         samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
     counts = [tasks.single_operations(s.text) for [s] in samples]
-    return sum(right for right, _ in counts) / max(1, sum(done for _, done in counts))
+    right, done = np.sum(counts, 0)
+    return right / max(1, done)
 
 
 DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
@@ -1838,20 +1838,18 @@ def make_parser():
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="Hugging Face folder or hub name; paper: Llama-3-8B-Instruct")
     add("--data", nargs="+", metavar="NAME",
-        help="training questions: tasks, or JSON Lines files with question and answer; several are mixed by "
-             "seed (default, paper: metamath)")
+        help="training questions: tasks, or JSON Lines files with question and answer (default: metamath)")
     add("--trees", nargs="+", metavar="FILE", help="train one round on these trees instead of searching")
     add("--eval-data", nargs="*", metavar="NAME",
-        help=f"tasks or files to evaluate on; none: no evaluation (default, paper: {', '.join(MATHS)} after "
-             f"mathematics, {', '.join(COMMONSENSE)} after those; none after your own files)")
+        help=f"tasks or files to evaluate on (default: {', '.join(MATHS)} after mathematics, "
+             f"{', '.join(COMMONSENSE)} after those, none after your own files)")
     add("--eval-limit", type=int, metavar="N", help="evaluate on the first N questions of each")
     add("--out", help="run folder; the same command continues it (default: runs/NAME-OF-MODEL)")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     add("--dtype", choices=("float32", "bfloat16", "float64"),
-        help="what computes (default: float32 on a CPU, else bfloat16); weights in training are float32")
+        help="what computes (default: float32 on a CPU, else bfloat16); master weights are float32")
     add("--device", help="default: the first GPU, else the CPU")
-    add("--export", choices=("dpo", "kto", "sft"),
-        help="write --trees as rows for TRL's trainers to the file --out, and do nothing else")
+    add("--export", choices=("dpo", "kto", "sft"), help="only write --trees to --out, as rows for TRL")
     mcts.add_search_flags(parser)
     add_bootstrap_flags(parser.add_argument_group("format bootstrapping (App. B)"))
     add_training_flags(parser.add_argument_group("training (Sec. 4.3)"))
@@ -1868,27 +1866,24 @@ def add_number(group, flag, default, text):
 
 
 def add_bootstrap_flags(group):
-    group.add_argument("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-                       help="imitate the model's own correct, well-formed responses before the first round, "
-                            "if that helps on questions held back")
-    group.add_argument("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
-                       help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: "
-                            "few-shot)")
+    add = group.add_argument
+    add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
+        help="imitate the model's own correct, well-formed responses first, if that helps")
+    add("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
+        help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: few-shot)")
     add_number(group, "bootstrap-questions", 500, "that are sampled, a fifth of them held back; paper: 10000")
     add_number(group, "bootstrap-samples", 64, "a question; paper: 64")
     add_number(group, "bootstrap-temperature", 0.7, "of those samples")
-    add_number(group, "bootstrap-lr", 2e-5,
-               "or a fourth or sixteenth, if held-back responses bear no more; paper: 2e-5")
+    add_number(group, "bootstrap-lr", 2e-5, "or a fourth or sixteenth, if responses held back bear no more")
 
 
 def add_training_flags(group):
     add = group.add_argument
     add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",
-        help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
+        help="of the dvo objective; response: Sec. 6.5 (default: step)")
     add("--targets", choices=("search", "value-model"), default="search",
-        help="of the dvo objective: V of the search, or of a value model trained on its trees, as in "
-             "Sec. 4.4.2 (default: search)")
+        help="of the dvo objective: V of the search or of a value model, Sec. 4.4.2 (default: search)")
     add("--keep-unsolved", action="store_true", help="train on questions without a correct path too")
     add_number(group, "beta", 0.1, "of Eq. 10; paper: 0.1")
     add_number(group, "rounds", 3, "paper: 3")
@@ -1900,11 +1895,9 @@ def add_training_flags(group):
     add_number(group, "questions-per-step", 16, "an optimiser step; paper: 16 of 8 paths = 128")
     add_number(group, "micro-tokens", 4096, "packed tokens in one forward, at most")
     add_number(group, "save-minutes", 10.0, "between two saved states of a training")
-    add("--activation-checkpointing", action="store_true",
-        help="recompute decoder blocks in the backward pass")
+    add("--activation-checkpointing", action="store_true", help="compute blocks again in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
-    add("--shard-search", action="store_true",
-        help="keep the weights sharded during search: slower, for models that do not fit on one GPU")
+    add("--shard-search", action="store_true", help="search slowly, for models that do not fit on one GPU")
 
 
 def parse_arguments():
@@ -1941,9 +1934,10 @@ def check_arguments(args):
     if len(set(names)) < len(names):
         raise InputError("two of --eval-data have the same name; their results would have one file")
     mcts.check_search(mcts.search_settings(args))
-    for name, value in vars(args).items():                          # counts are 1 at least, other numbers 0
-        if type(value) in (int, float) and name not in ("seed", "bootstrap_shots"):
-            tasks.check_range(**{name: (value, 1 if type(value) is int else 0)})
+    for name, value in vars(args).items():
+        least = {int: 1, float: 0}.get(type(value))                 # of counts, of other numbers
+        if least is not None and name not in ("seed", "bootstrap_shots"):
+            tasks.check_range(**{name: (value, least)})
     tasks.check_range(beta=(args.beta, 1e-9))
 
 
