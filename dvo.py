@@ -155,7 +155,7 @@ def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor
     return -F.logsigmoid(beta * margin)                             # Eq. 2
 
 
-step_dpo_loss = dpo_loss
+step_dpo_loss = dpo_loss                # on single steps
 
 
 def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z0: float, beta: float = 0.1,
@@ -575,8 +575,8 @@ OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-
               "kto": draw_paths, "oreo": draw_paths, "grpo": draw_paths, "vineppo": draw_paths}
 
 
-def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 0.1, level: str = "step",
-                   z0: float = 0.0, value: Tensor | None = None, alpha: float = 0.01) -> Tensor:
+def objective_loss(objective: str, e: Example, policy: Tensor, value: Tensor | None = None, *,
+                   beta: float = 0.1, level: str = "step", z0: float = 0.0, alpha: float = 0.01) -> Tensor:
     """(units,) the loss of one example by one of OBJECTIVES, from `policy`, (num_nodes,) step log-probs.
     level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo."""
     both = policy, e.reference
@@ -856,18 +856,18 @@ def add_over_ranks(values):
 
 def from_rank_0(work):
     """What `work` returns on rank 0, on every rank; or the InputError that it raises there."""
-    outcome = [None, None]
+    told = [None, None]                     # a result, or a problem
     if rank() == 0:
         try:
-            outcome[0] = work()
+            told[0] = work()
         except InputError as error:
-            outcome[1] = str(error)
+            told[1] = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(outcome)
-    found, problem = outcome
+        dist.broadcast_object_list(told)
+    result, problem = told
     if problem:
         raise InputError(problem)
-    return found
+    return result
 
 
 def gather(mine):
@@ -1258,18 +1258,19 @@ def run_stages(run, problems, eval_sets):
         if run.round > 0:
             stage(run, "trained", train_round)
         for task, questions in eval_sets.items():
-            stage(run, f"eval-{Path(task).stem}", evaluate_round, questions)
+            name = Path(task).stem                                  # of a file of questions, too
+            stage(run, f"eval-{name}", evaluate_round, name, questions)
 
 
-def stage(run, name, work, problems=()):
+def stage(run, name, work, *given):
     """A part of a run: done when its file is there, NAME.json in the folder of its round, which holds what
-    work(run, name, problems) found. It starts from the newest weights; a training leaves newer ones."""
+    work(run, *given) found. It starts from the newest weights; a training leaves newer ones."""
     path = run.file(f"{name}.json")
     trains = work in (bootstrap, train_round)
     if not from_rank_0(path.exists):
         hold_weights(run, run.newest)
         start = time.time()
-        found = work(run, name, problems)
+        found = work(run, *given)
         found["seconds"] = round(time.time() - start, 1)
         run.log(name, **found)
         text = json.dumps(found, indent=1) + "\n"
@@ -1364,7 +1365,7 @@ WORKED = [
      "Final Answer: B")]
 
 
-def bootstrap(run, name, problems):
+def bootstrap(run, problems):
     """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth,
     right and well-formed more often. A model with a chat template shows its own way of solving better than
     worked examples do; one without needs them to see the form."""
@@ -1447,10 +1448,7 @@ def demonstration(tokenizer, problem, sample):
 
 def imitate(policy, examples, lr, batch, seed, **how):
     """One epoch of rft_loss, `batch` examples a step."""
-
-    def loss_fn(e, logprobs):
-        return rft_loss(logprobs, e.path)
-
+    loss_fn = functools.partial(objective_loss, "rft")
     steps = schedule(len(examples), 1, batch, seed)
     train([Learner(policy, lr)], examples, loss_fn, steps, **how)
 
@@ -1488,7 +1486,7 @@ def nats_per_token(run, examples):
 # Search, training and evaluation of a round
 
 
-def search_round(run, name, problems):
+def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
     mine = run.unfinished("trees", problems)
@@ -1563,7 +1561,7 @@ def explain(found):
     return text
 
 
-def train_round(run, name, problems):
+def train_round(run):
     """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
     here starts from the weights of the round before again, asks for the reference, and then goes on."""
     args, policy = run.args, run.policy
@@ -1592,10 +1590,7 @@ def train_round(run, name, problems):
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
-    def loss_fn(e, logprobs, value=None, **of_step):
-        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, value=value,
-                              **of_step)
-
+    loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
     how = run.training("train", f"round {run.round}: train", "state")
     train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
     save_model(policy, run.tokenizer, run.file("model"))
@@ -1626,9 +1621,8 @@ def examples_of_round(run, choose, keep_unsolved):
     return [example for _, example in sorted(found, key=itemgetter(0))]
 
 
-def evaluate_round(run, name, problems):
+def evaluate_round(run, task, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
-    task = name.removeprefix("eval-")
     records = sample_responses(run, f"responses-{task}", problems)
     shown = set()
     for record in records if rank() == 0 else ():
