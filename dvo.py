@@ -483,7 +483,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
     whole = [tree.path(on_path[-1]) for on_path in paths]           # a single step comes with its prefix
 
     def column(numbers):
-        return torch.tensor([float(number) for number in numbers])
+        return torch.tensor(numbers, dtype=torch.float32)
 
     return Example(
         pack=pack(tree, whole),
@@ -1381,12 +1381,11 @@ def bootstrap(run, problems):
     after = measure_form(run, "after", problems[:n])
     is_better = after["both"] > before["both"]
     if rank() == 0:
-        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; to "
-              "questions held back:")
-        for when, shares in ("before", before), ("after", after):
-            print(f"  {when:6}", *(f"{key} {share:.3g}" for key, share in shares.items()), sep="  ")
+        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
+              f"{before['responses']} to questions held back right and well-formed before and after (both): "
+              f"{before['both']:.1%}, {after['both']:.1%}")
         if not is_better:
-            print("  no gain: the rounds start from the base as it was given")
+            print("no gain: the rounds start from the base as it was given")
     if not is_better:
         read_pretrained(run.policy, args.model)
     save_state(run.file("state"), [Learner(run.policy)], step=0)
@@ -1462,7 +1461,8 @@ def imitate_own(run, examples, unseen):
     found = {"responses": len(examples), "held_back": len(unseen)}
     found |= {"nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
-    for rate in [args.bootstrap_lr / 4**k for k in range(3) if examples and unseen]:
+    for k in range(3 if examples and unseen else 0):
+        rate = args.bootstrap_lr / 4**k
         how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
         imitate(run.policy, examples, rate, batch, args.seed, **how)
         after = nats_per_token(run, unseen)
@@ -1701,7 +1701,8 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
             tokens = [token for i in path for token in tree.nodes[i].tokens]
             return [{"role": "assistant", "content": tokenizer.decode(tokens, **mcts.PLAIN).strip()}]
 
-        right, wrong = path_pairs(tree, n, seed) if kind == "dpo" else draw_paths(tree, n, seed)
+        draw = path_pairs if kind == "dpo" else draw_paths
+        right, wrong = draw(tree, n, seed)
         if kind == "dpo":
             for better, worse in zip(right, wrong):
                 yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
@@ -1800,13 +1801,15 @@ def show_what_was_learnt(run):
         return abs(visited - 16), tree.question
 
     def likeliest(kind):
-        ends = [i for i, node in enumerate(tree.nodes) if node.terminal and tree.ending(i) == kind]
-        return tree.path(max(ends, key=lambda i: tree.nodes[i].logprob))
+        ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+        such = [i for i in ends if tree.ending(i) == kind]
+        return tree.path(max(such, key=lambda i: tree.nodes[i].logprob))
 
     tree = min(mixed, key=unlike_a_picture)
     paths = {kind: likeliest(kind) for kind in ("right", "wrong")}
+    packed = pack(tree, [*paths.values()])
     with torch.no_grad():
-        logprobs = step_logprobs(run.policy, pack(tree, [*paths.values()])).tolist()
+        logprobs = step_logprobs(run.policy, packed).tolist()
     if rank() > 0:
         return
     print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
@@ -1966,12 +1969,12 @@ def export_command(args):
         raise InputError(f"--out {args.out} is one of --trees: choose another file for the rows")
     beside = Path(args.trees[0]).parent / "model"
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
-    rows = export(own_trees(args.trees, tokenizer), args.export, tokenizer, args.paths, args.seed)
-    count = 0
+    trees = own_trees(args.trees, tokenizer)
+    rows = list(export(trees, args.export, tokenizer, args.paths, args.seed))
     with open(args.out, "w", encoding="utf-8") as out:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
             tasks.write_line(out, row)
-    print(f"wrote {count} rows to {args.out}")
+    print(f"wrote {len(rows)} rows to {args.out}")
 
 
 def main():
