@@ -1182,14 +1182,13 @@ class Run:
                     raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
                 new.write_text(json.dumps(settings, indent=1) + "\n")
                 new.rename(config)
+            self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
+            clean_up(self.folder)
+            old = json.loads(config.read_text())
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose "
                              "another --out") from None
-        self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
-        clean_up(self.folder)
-        try:
-            old = json.loads(config.read_text())
-        except ValueError:
+        except json.JSONDecodeError:
             raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
         differ = []
         for name in sorted({*old, *settings}):
@@ -1229,9 +1228,8 @@ class Run:
         return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
 
     def records(self, name):
-        """All records of those files, by question."""
-        records = itertools.chain(*map(tasks.read_lines, self.files(name)))
-        return {record["question"]: record for record in records}
+        """All records of those files."""
+        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
 
     def unfinished(self, name, problems):
         """This rank's share of the problems that NAME.rank*.jsonl do not hold yet. All ranks call this."""
@@ -1239,13 +1237,14 @@ class Run:
             for path in self.files(name):
                 tasks.open_lines(path).close()                      # drops a line that was torn
         meet()
-        done = {record["question"] for path in self.files(name) for record in tasks.read_lines(path)}
+        done = {record["question"] for record in self.records(name)}
         meet()                                                      # all have read before one writes
         todo = [problem for problem in problems if problem["question"] not in done]
         return todo[rank()::world()]
 
 
 # ---------------------------------------------------------------- the stages of a run
+
 
 def run_stages(run, problems, eval_sets):
     """Bootstrapping if asked for, then search, training and evaluation of each round, as far as not done."""
@@ -1339,7 +1338,7 @@ def sample_responses(run, name, problems, shots=None):
             if shots is not None:
                 record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
             tasks.write_line(lines, record)
-    records = run.records(name)
+    records = {record["question"]: record for record in run.records(name)}
     return [records[p["question"]] for p in problems]
 
 
