@@ -29,12 +29,14 @@ import random
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")    # before torch starts a GPU
@@ -47,7 +49,8 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict)
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict,
+    set_optimizer_state_dict)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -66,11 +69,9 @@ def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, be
              level: str = "step") -> Tensor:
     """Direct Value Optimization: (P,) loss of each path, un-reduced.
 
-    Args:
-        policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens.
-        credit: (N,) r + V(s') - V(s) of each step, in [-2, 2].
-        path: (P, N), 1 where a step lies on a path, else 0.
-        level: "step" (Eq. 10) or "response" (Sec. 6.5: the same on whole paths).
+    policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens. credit:
+    (N,) r + V(s') - V(s), in [-2, 2]. path: (P, N), 1 where a step lies on a path, else 0. level: "step" (Eq.
+    10) or "response" (Sec. 6.5: the same on whole paths).
 
     Where the paper has half the sum over a path's steps, this is their mean: a long path counts no more than
     a short one. Raises InputError for another level and for shapes that do not fit.
@@ -92,15 +93,11 @@ def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, be
 
 
 def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """From plain rows of tokens, without any tree, to what the losses take.
+    """From plain rows of tokens, without any tree, to what the losses take: policy (B * S,), the log-prob of
+    each step, where S is the most steps of a row; and path (B, B * S), 1 where a step belongs to a row.
 
-    Args:
-        logprobs: (B, T) log-prob of each token, given those before it in its row.
-        step: (B, T) the number of the token's step in its row: 0, 1, ...; -1 for prompt and padding.
-
-    Returns:
-        policy (B * S,), the log-prob of each step, where S is the most steps of a row; and path (B, B * S),
-        1 where a step belongs to a row.
+    logprobs: (B, T) log-prob of each token, given those before it in its row. step: (B, T) the number of the
+    token's step in its row: 0, 1, ...; -1 for prompt and padding.
 
     >>> logprobs = torch.tensor([[-4.0, -0.5, -1.0], [-4.0, -2.0, -9.0]])
     >>> policy, path = sum_steps(logprobs, step=torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
@@ -143,9 +140,10 @@ def rft_loss(policy: Tensor, path: Tensor) -> Tensor:
 
 def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
              beta: float = 0.1) -> Tensor:
-    """Direct preference optimisation on whole paths (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair.
+    """Direct preference optimisation (Eq. 2; arXiv 2305.18290, Eq. 7): (P,) loss of each pair of paths.
 
-    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair.
+    chosen, rejected: (P, N), 1 where a step lies on the better, on the worse path of the pair. With one step
+    in each, taken in the same state, this is Step-DPO (App. C; arXiv 2406.18629, Eq. 2).
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
     >>> dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=path[:1], rejected=path[1:], beta=1.0)
@@ -157,17 +155,7 @@ def dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor
     return -F.logsigmoid(beta * margin)                             # Eq. 2
 
 
-def step_dpo_loss(policy: Tensor, reference: Tensor, chosen: Tensor, rejected: Tensor,
-                  beta: float = 0.1) -> Tensor:
-    """Step-DPO (App. C; arXiv 2406.18629, Eq. 2): (P,) loss of each pair of steps taken in the same state.
-
-    As dpo_loss, with a single 1 in each row of chosen and of rejected.
-
-    >>> policy, step = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
-    >>> step_dpo_loss(policy, torch.tensor([-2.5, -1.0]), chosen=step[:1], rejected=step[1:])
-    tensor([0.5544])
-    """
-    return dpo_loss(policy, reference, chosen, rejected, beta)
+step_dpo_loss = dpo_loss                # on single steps
 
 
 def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z0: float, beta: float = 0.1,
@@ -175,7 +163,7 @@ def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z
     """Kahneman-Tversky optimisation (arXiv 2402.01306, Eq. 8; weights as in App. C): (P,) loss of each path.
 
     correct: (P,) bool. z0: the reference point, an estimate of KL(pi || pi_ref) in nats, at least 0, without
-    gradient (see Mismatched). The loss of a path lies between 0 and its lambda.
+    gradient (see reference_point). The loss of a path lies between 0 and its lambda.
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5], [-4.0, -2.0]]), torch.tensor([[-1, 0], [-1, 0]]))
     >>> kto_loss(policy, policy - 1, path, torch.tensor([True, False]), z0=1.0)
@@ -193,16 +181,12 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
     for policy and critic together.
 
-    Args:
-        value: (N,) V of the state that each step leads to, by the critic.
-        parent: (N,) the step before, in whose state a step is taken; parents come first.
-        outcome: (P,) R, +1 or -1.
-        alpha: weight of the KL regulariser.
+    value: (N,) V of the state that each step leads to, by the critic. parent: (N,) the step before, in whose
+    state a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha: weight of the regulariser.
 
     Both parts ask for the soft Bellman equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t),
-    the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over
-    the vocabulary; here half the squared log-ratio of the sampled step estimates it, as step log-probs are
-    all that this function is given.
+    the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over the
+    vocabulary; half the squared log-ratio of the sampled step estimates it here, where only that is known.
 
     >>> policy, path = sum_steps(torch.tensor([[0.0, -0.5, -1.0]]), step=torch.tensor([[0, 1, 2]]))
     >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])      # step 0: the question
@@ -225,7 +209,6 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
 
 def value_loss(value: Tensor, path: Tensor, parent: Tensor, outcome: Tensor) -> Tensor:
     """Outcome value model (Sec. 4.4.2): (P,) mean over the states s_t of each path of (V(s_t) - R)^2.
-
     Arguments as in oreo_loss.
 
     >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])
@@ -243,13 +226,10 @@ def grpo_loss(policy: Tensor, reference: Tensor, advantage: Tensor, tokens: Tens
     """Clipped policy gradient with GSPO's length-normalised ratio (arXiv 2507.18071, Eq. 7) at the step
     level: (P,) loss of each path.
 
-    Args:
-        reference: (N,) log-prob of each step by the policy that drew it.
-        advantage: (N,) of each step; or (P, N), where it also depends on the path.
-        tokens: (N,) the number of tokens of each step.
-        clip: how far the ratio may move from 1 before the gradient stops; GSPO clips whole responses at 4e-4.
-
-    GRPO's advantage is the outcome minus the mean of the group; VinePPO's is the step's credit. No KL term.
+    reference: (N,) by the policy that drew the steps. advantage: (N,) of each step; or (P, N), where it also
+    depends on the path. tokens: (N,) of each step. clip: how far the ratio may move from 1 before the
+    gradient stops; GSPO clips whole responses at 4e-4. GRPO's advantage is the outcome minus the mean of the
+    group; VinePPO's is the step's credit. No KL term.
 
     >>> logprobs, step = torch.tensor([[-4.0, -0.5, -1.0, -0.5]]), torch.tensor([[-1, 0, 0, 1]])
     >>> policy, path = sum_steps(logprobs, step)
@@ -315,22 +295,21 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
             node.append(i)
             previous = len(tokens) - 1
         last[i] = previous
-    columns = [np.array(column, dtype=np.int32) for column in (tokens, position, before, node)]
+    columns = np.array([tokens, position, before, node], dtype=np.int32)
     return Pack(*columns, num_nodes=len(tree.nodes))
 
 
 @dataclass
 class Batch:
-    """Packs side by side, right-padded to T, a multiple of 64. Indices of hidden states count in B * T, those
-    of nodes in the packs' nodes one after the other."""
+    """Packs side by side, right-padded to T. Places count in B * T, nodes over all packs."""
     tokens: Tensor            # (B, T)
     position: Tensor          # (B, T)
     mask: Tensor              # (B, T, T) bool, which tokens each token sees
     target: Tensor            # (R,) every token of a step
-    predictor: Tensor         # (R,) the hidden state that predicts it
+    predictor: Tensor         # (R,) the place before it, whose hidden state predicts it
     node: Tensor              # (R,) its node
-    state: Tensor             # (M,) the hidden state at the last token of each packed node, the root's too
-    state_node: Tensor        # (M,) that node
+    last: Tensor              # (M,) the place of the last token of each packed node, the root's too
+    last_node: Tensor         # (M,) that node
     sizes: list[int]          # nodes of each pack
 
     def sum_by_node(self, values, node):
@@ -347,29 +326,26 @@ def padded_length(pack):
 def collate(packs: list[Pack], device: torch.device) -> Batch:
     """The Batch of `packs`, on `device`."""
     B, T = len(packs), max(map(padded_length, packs))
-    tokens = np.zeros((B, T), dtype=np.int64)
-    position = np.zeros((B, T), dtype=np.int64)
+    tokens, position, before = np.zeros((3, B, T), dtype=np.int64)
+    node = np.full((B, T), -1)                                      # of padding
     mask = np.zeros((B, T, T), dtype=bool)
     mask |= np.eye(T, dtype=bool)                                   # padding sees itself: no NaN
-    target, predictor, node, state, state_node = [], [], [], [], []
-    first_node = 0
     for b, p in enumerate(packs):
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
+        before[b, :t] = b * T + p.before
+        node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
-        in_step = p.node > 0
-        target.append(p.tokens[in_step])
-        predictor.append(b * T + p.before[in_step])
-        node.append(first_node + p.node[in_step])
-        nodes, from_end = np.unique(p.node[::-1], return_index=True)    # where each is first met from behind
-        state.append(b * T + t - 1 - from_end)
-        state_node.append(first_node + nodes)
-        first_node += p.num_nodes
-    whole = [tokens, position, mask]
-    indices = [np.concatenate(part).astype(np.int64) for part in (target, predictor, node, state, state_node)]
-    on_device = [torch.from_numpy(array).to(device) for array in whole + indices]
-    return Batch(*on_device, sizes=[p.num_nodes for p in packs])
+    is_step = node > 0
+    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's
+    sizes = [p.num_nodes for p in packs]
+    node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
+    of_steps = tokens[is_step], before[is_step], node[is_step]
+    of_last = np.flatnonzero(is_last), node[is_last]
+    columns = tokens, position, mask, *of_steps, *of_last
+    on_device = [torch.from_numpy(column).to(device) for column in columns]
+    return Batch(*on_device, sizes=sizes)
 
 
 class Policy(nn.Module):
@@ -402,14 +378,14 @@ class Policy(nn.Module):
 
         def token_logprobs(hidden, target):
             logits = logits_of(hidden)                              # (r, V)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
         vocabulary = self.lm.config.get_text_config().vocab_size
         rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
         parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
         logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
-        return batch.sum_by_node(torch.cat(logprobs), batch.node)       # the (R, V) logits never exist at once
+        return batch.sum_by_node(torch.cat(logprobs), batch.node)   # the (R, V) logits never exist at once
 
 
 class Critic(nn.Module):
@@ -422,16 +398,17 @@ class Critic(nn.Module):
         self.lm = lm
         self.device = policy.device
         lm.set_output_embeddings(nn.Identity())                     # nobody asks it for words
-        self.head = nn.Linear(lm.config.get_text_config().hidden_size, 1, device=lm.device, dtype=lm.dtype)
+        width = lm.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, device=lm.device, dtype=lm.dtype)
         if policy.recompute:
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack]) -> tuple[Tensor, ...]:
         batch = collate(packs, self.device)
         hidden = hidden_states(self.lm, batch)                      # (B * T, D)
-        value = self.head(hidden[batch.state])[:, 0]                # (M, D) -> (M,)
-        value = value if value.dtype == torch.float64 else value.float()
-        return batch.sum_by_node(value, batch.state_node)
+        value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        return batch.sum_by_node(value, batch.last_node)
 
 
 def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
@@ -443,10 +420,7 @@ def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
 
 def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
     """(num_nodes,) log pi(a|s) of every step in `pack`, summed over its tokens, EOS included; 0 for nodes
-    outside. Differentiable.
-
-    `model` is a Policy or a plain causal LM. Raises InputError for a model that cannot be packed exactly.
-    """
+    outside. Differentiable. Raises InputError for a Policy or causal LM that cannot be packed exactly."""
     mcts.check_model(model)
     policy = model if isinstance(model, Policy) else Policy(model)
     return policy(packs=[pack])[0]
@@ -466,13 +440,11 @@ class Example:
     tokens: Tensor            # (num_nodes,) of each step
     reward: Tensor            # (num_nodes,) r; 0 but on terminals
     value: Tensor             # (num_nodes,) V of the search, or of a value model; 0 where a solution ended
-    sampled: Tensor           # (num_nodes,) log pi(a|s) as the search stored it
-    reference: Tensor         # (num_nodes,) log pi_ref; as sampled, until `add_reference` asks the policy
+    reference: Tensor         # (num_nodes,) log pi_ref; as the search stored it, until `add_reference` asks
 
     @property
     def credit(self) -> Tensor:
-        """(num_nodes,) r + V(s') - V(s) of every step (Eq. 10), 0 at the root. Along a path they sum to
-        r - V(s_0)."""
+        """(num_nodes,) r + V(s') - V(s) of every step (Eq. 10), 0 at the root; r - V(s_0) along a path."""
         return mcts.credit(self.reward, self.value, self.value[self.parent])
 
     @property
@@ -486,21 +458,18 @@ class Example:
 
     def like(self, vector: Tensor) -> "Example":
         """The same on the device of `vector`, and its numbers in that precision."""
-        moved = {}
-        for name, column in vars(self).items():
+        moved = dict(vars(self))
+        for name, column in moved.items():
             if isinstance(column, Tensor):
-                is_number = column.is_floating_point()
-                moved[name] = column.to(vector) if is_number else column.to(vector.device)
-        return replace(self, **moved)
+                moved[name] = column.to(vector if column.is_floating_point() else vector.device)
+        return Example(**moved)
 
 
 def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
                  choose: Callable | None = None) -> Example | None:
     """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
-    code), or with keep_unsolved none at all.
-
-    choose(tree, n, seed) -> the better and the worse paths, lists of node indices; by default draw_paths.
-    """
+    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
+    of node indices; by default draw_paths."""
     choose = choose or draw_paths
     better, worse = choose(tree, n, seed)
     paths = better + worse
@@ -514,9 +483,8 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
     whole = [tree.path(on_path[-1]) for on_path in paths]           # a single step comes with its prefix
 
     def column(numbers):
-        return torch.tensor([float(number) for number in numbers])
+        return torch.tensor(numbers, dtype=torch.float32)
 
-    logprob = column([node.logprob for node in nodes])
     return Example(
         pack=pack(tree, whole),
         path=path,
@@ -526,39 +494,37 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
         tokens=column([len(node.tokens) for node in nodes]),
         reward=column([node.reward for node in nodes]),
         value=column([0.0 if node.terminal else node.value for node in nodes]),
-        sampled=logprob,
-        reference=logprob)
+        reference=column([node.logprob for node in nodes]))
 
 
 def draw_paths(tree, n, seed):
     """Up to n correct and as many incorrect valid paths of `tree`, drawn without replacement, weighted by the
     sum of visits along the path (as in the authors' code). Seed, question and tree decide the draw."""
-    random = np.random.default_rng(seed_of(seed, tree.question))
-    drawn = {1: [], -1: []}
-    for outcome, paths in drawn.items():
-        found = [tree.path(i) for i, node in enumerate(tree.nodes) if node.valid and node.reward == outcome]
-        if found:
-            weight = np.array([visits_along(tree, path) for path in found], dtype=float)
-            size = min(n, len(found))
-            order = random.choice(len(found), size, replace=False, p=weight / weight.sum())
-            paths += [found[k] for k in order]
-    return drawn[1], drawn[-1]
+    rng = generator(seed, tree.question)
+    drawn = []
+    for outcome in 1, -1:
+        ends = [i for i, node in enumerate(tree.nodes) if node.valid and node.reward == outcome]
+        paths = [tree.path(i) for i in ends]
+        if paths:
+            visits = [sum(tree.nodes[i].visits for i in path) for path in paths]
+            chance = np.array(visits) / sum(visits)
+            size = min(n, len(paths))
+            order = rng.choice(len(paths), size, replace=False, p=chance)
+            paths = [paths[k] for k in order]
+        drawn.append(paths)
+    return drawn
 
 
-def visits_along(tree, path):
-    return sum(tree.nodes[i].visits for i in path)
-
-
-def seed_of(seed, *names):
-    """A seed for numpy that belongs to `seed`, of either sign, and `names`."""
+def generator(seed, *names):
+    """Numpy's random numbers that belong to `seed`, of either sign, and `names`."""
     text = " ".join(map(str, names))
-    return [seed % 2**64, zlib.crc32(text.encode())]
+    key = zlib.crc32(text.encode())
+    return np.random.default_rng([seed % 2**64, key])
 
 
 def correct_paths(tree, n, seed):
     """RFT trains on correct paths."""
-    correct, _ = draw_paths(tree, n, seed)
-    return correct, []
+    return draw_paths(tree, n, seed)[0], []
 
 
 def path_pairs(tree, n, seed):
@@ -573,33 +539,32 @@ def path_pairs(tree, n, seed):
 def sibling_pairs(tree, n, seed):
     """Step-DPO: in each state the steps of the largest and of the smallest value among those that are valid
     and whose value is the mean of two outcomes at least; of those pairs the n with the largest gap."""
+
+    def value(i):
+        return tree.nodes[i].value
+
+    def gap(pair):
+        return value(pair[0]) - value(pair[1])
+
     pairs = []
     for node in tree.nodes:
-        steps = [(tree.nodes[i].value, i) for i in node.children if is_comparable(tree.nodes[i])]
+        steps = [i for i in node.children if is_comparable(tree.nodes[i])]
         if steps:
-            high, better = max(steps, key=value_of)
-            low, worse = min(steps, key=value_of)
-            pairs.append((high - low, [better], [worse]))
-    largest = sorted(pairs, key=value_of, reverse=True)[:n]
-    chosen = [better for gap, better, _ in largest if gap > 0]
-    rejected = [worse for gap, _, worse in largest if gap > 0]
-    return chosen, rejected
+            pairs.append((max(steps, key=value), min(steps, key=value)))
+    largest = sorted(pairs, key=gap, reverse=True)[:n]
+    unequal = [pair for pair in largest if gap(pair) > 0]
+    return [[better] for better, _ in unequal], [[worse] for _, worse in unequal]
 
 
 def is_comparable(node):
     return node.valid and node.visits >= 2
 
 
-def value_of(entry):
-    return entry[0]
-
-
 def any_paths(tree, n, seed):
     """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
-    random = np.random.default_rng(seed_of(seed, tree.question))
     ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
     found = {1: [], -1: []}
-    for i in random.permutation(ends)[:2 * n]:
+    for i in generator(seed, tree.question).permutation(ends)[:2 * n]:
         outcome = tree.nodes[i].reward
         found[outcome].append(tree.path(int(i)))
     return found[1], found[-1]
@@ -610,30 +575,26 @@ OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-
               "kto": draw_paths, "oreo": draw_paths, "grpo": draw_paths, "vineppo": draw_paths}
 
 
-def objective_loss(objective: str, e: Example, policy: Tensor, *, beta: float = 0.1, level: str = "step",
-                   z0: float = 0.0, value: Tensor | None = None, alpha: float = 0.01) -> Tensor:
+def objective_loss(objective: str, e: Example, policy: Tensor, value: Tensor | None = None, *,
+                   beta: float = 0.1, level: str = "step", z0: float = 0.0, alpha: float = 0.01) -> Tensor:
     """(units,) the loss of one example by one of OBJECTIVES, from `policy`, (num_nodes,) step log-probs.
-
-    level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo.
-    """
+    level: of dvo. z0: of kto. value, (num_nodes,) of the critic, and alpha: of oreo."""
     both = policy, e.reference
     if objective == "dvo":
         return dvo_loss(*both, e.credit, e.path, beta, level)
     if objective == "rft":
         return rft_loss(policy, e.path)
-    if objective == "dpo":
+    if objective in ("dpo", "step-dpo"):
         chosen, rejected = e.path.chunk(2)
         return dpo_loss(*both, chosen, rejected, beta)
-    if objective == "step-dpo":
-        chosen, rejected = e.path.chunk(2)
-        return step_dpo_loss(*both, chosen, rejected, beta)
     if objective == "kto":
         return kto_loss(*both, e.path, e.correct, z0, beta)
     if objective == "oreo":
         return oreo_loss(*both, value, e.path, e.parent, e.outcome, beta, alpha)
     if objective == "grpo":                                         # the group: the paths of the question
         advantage = e.outcome - e.outcome.mean()                    # (P,)
-        return grpo_loss(*both, advantage[:, None].expand_as(e.path), e.tokens, e.path)
+        of_steps = advantage[:, None].expand_as(e.path)             # (P, num_nodes)
+        return grpo_loss(*both, of_steps, e.tokens, e.path)
     if objective == "vineppo":
         return grpo_loss(*both, e.credit, e.tokens, e.path)
     raise InputError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
@@ -644,102 +605,81 @@ def critic_loss(e: Example, value: Tensor) -> Tensor:
     return value_loss(value, e.path, e.parent, e.outcome)
 
 
-class Mismatched:
-    """KTO's reference point (arXiv 2402.01306, Sec. 4.1): z0, the mean log-ratio of paths after the prompt of
-    another question, an estimate of KL(pi || pi_ref), at least 0. The pairs are drawn anew for each optimiser
-    step, beforehand, since their reference must be asked before the first update.
-
-    steps: the examples of each optimiser step; context: tokens that a pair may have.
-    """
-
-    def __init__(self, examples: list[Example], steps: list[list[int]], context: int, seed: int):
-        self.z0 = 0.0
-        self.packs = []
-        self.reference = []
-        for step, chosen in enumerate(steps):
-            random = np.random.default_rng(seed_of(seed, "mismatched", step))
-            askers = random.permutation(chosen)
-            lenders = np.roll(askers, 1)
-            pairs = [(examples[i], examples[j]) for i, j in zip(askers, lenders) if i != j]
-            packs = [mismatch(mine, other, random) for mine, other in pairs]
-            self.packs.append([p for p in packs if len(p.tokens) <= context])
-
-    def ask(self, policy, tokens, shard_search=False):
-        """Fill in the reference's log-prob of every pair, before the first update."""
-        flat = list(itertools.chain(*self.packs))
-        vectors = iter(evaluate_packs(policy, flat, "reference of KTO", tokens, shard_search))
-        for packs in self.packs:
-            self.reference.append([next(vectors)[1].item() for _ in packs])
-
-    @torch.no_grad()
-    def update(self, step, policy, tokens):
-        """Set z0 for an optimiser step. All ranks call this."""
-        packs = self.packs[step]
-        total = torch.zeros(1, dtype=torch.float64)
-        for weight, batch in my_micro_batches(packs, tokens):
-            vectors = policy(packs=[packs[i] for i in batch])
-            for i, logprobs in zip(batch, vectors):
-                log_ratio = logprobs[1].item() - self.reference[step][i]
-                total += weight * log_ratio
-        add_over_ranks(total)
-        self.z0 = max(0.0, total.item() / max(1, len(packs)))
+def one_step(prompt: list[int], tokens: list[int]) -> Example:
+    """The Example of a correct solution that is a single step."""
+    tree = mcts.Tree("", "", prompt)
+    tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
+    return make_example(tree)
 
 
-def mismatch(mine, other, random):
-    """The prompt of one question with a path of another, as node 1."""
-    nodes = np.flatnonzero(random.choice(other.path.numpy()))
-    prompt = mine.pack.tokens[mine.pack.node == 0]
-    path = other.pack.tokens[np.isin(other.pack.node, nodes)]
-    tree = mcts.Tree("", "", prompt=prompt.tolist())
-    tree.add(mcts.Node(0, path.tolist()))
-    return pack(tree, [[1]])
+def mismatched(examples: list[Example], steps: list[list[int]], context: int,
+               seed: int) -> list[list[Example]]:
+    """For KTO's reference point (arXiv 2402.01306, Sec. 4.1): prompts, each with a path of another question
+    of the same optimiser step, of at most `context` tokens; drawn anew for each step."""
+    found = []
+    for step, chosen in enumerate(steps):
+        rng = generator(seed, "mismatched", step)
+        askers = rng.permutation(chosen)
+        pairs = []
+        for i, j in zip(askers, np.roll(askers, 1)):
+            if i != j:
+                mine, other = examples[i].pack, examples[j].pack
+                prompt = mine.tokens[mine.node == 0]
+                path = rng.choice(examples[j].path.numpy())         # (num_nodes,)
+                lent = other.tokens[path[other.node] > 0]
+                pairs.append(one_step(prompt.tolist(), lent.tolist()))
+        found.append([e for e in pairs if len(e.pack.tokens) <= context])
+    return found
+
+
+@torch.no_grad()
+def reference_point(policy, pairs: list[Example], tokens: int) -> float:
+    """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for weight, batch in my_micro_batches(pairs, tokens):
+        vectors = policy(packs=[e.pack for e in batch])
+        for e, logprobs in zip(batch, vectors):
+            log_ratio = logprobs[1].item() - e.reference[1].item()
+            total += weight * log_ratio
+    add_over_ranks(total)
+    return max(0.0, total.item() / max(1, len(pairs)))
 
 
 # ---------------------------------------------------------------- training
 
 
 class Learner:
-    """A module in training, with an AdamW of its own and its peak learning rate."""
+    """A module in training, with an AdamW and a peak rate of its own; without, it is only saved and
+    loaded."""
 
-    def __init__(self, module, peak):
+    def __init__(self, module, peak=None):
         self.module = module
         self.peak = peak
-        self.parameters = list(module.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=0.0, fused=True)
-
-    def clip(self):
-        """Scale the gradient to a norm of 1 at most, and return what it was, the same on every rank."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
-        return norm.item()
-
-    def update(self, share):
-        """An optimiser step at `share` of the peak rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = share * self.peak
-        self.optimizer.step()
+        self.optimizer = None
+        if peak is not None:
+            self.optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
 
 
 def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[list[int]]:
     """Which of n examples each optimiser step takes: every epoch all of them, in an order of its own."""
     steps = []
     for epoch in range(epochs):
-        random = np.random.default_rng([seed % 2**64, epoch])
-        order = random.permutation(n).tolist()
+        rng = np.random.default_rng([seed % 2**64, epoch])
+        order = rng.permutation(n).tolist()
         for first in range(0, n, questions_per_step):
             steps.append(order[first:first + questions_per_step])
     return steps
 
 
-def rate_share(step: int, total: int, warmup_steps: int = 20) -> float:
-    """The share of the peak rate in (0, 1] at step 0 ... total - 1: linear warmup over a tenth of the steps
-    (Sec. 5), but over `warmup_steps` at least, then a cosine to 0.
+def warmup(total, least=20):
+    """Steps of the warmup: a tenth of all (Sec. 5), but `least` at least. Adam's first update moves every
+    weight by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
+    return max(round(0.1 * total), least)
 
-    Adam's first update moves every weight by the full rate, whatever the gradient: without a warmup of some
-    tens of steps a short training jumps. It may then end before it has reached the peak.
-    """
-    ramp = max(round(0.1 * total), warmup_steps)
+
+def rate_share(step: int, total: int) -> float:
+    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup, then a cosine to 0."""
+    ramp = warmup(total)
     if step < ramp:
         return (step + 1) / ramp
     progress_after = (step - ramp) / (total - ramp)
@@ -748,31 +688,26 @@ def rate_share(step: int, total: int, warmup_steps: int = 20) -> float:
 
 def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, steps: list[list[int]], *,
           micro_tokens: int, beta: float | None = None, name: str = "train",
-          log: Callable = lambda **fields: None, before_step: Callable = lambda step: None,
+          log: Callable = lambda **fields: None, of_step: Callable = lambda step: {},
           state: Path | None = None, save_seconds: float = 600.0) -> None:
     """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
-    pairs) of each optimiser step.
-
-    steps: the indices of the examples of each, see `schedule`. beta: log the implicit rewards of the first
-    learner, beta * log_ratio. before_step(step) is called on every rank.
-    state: a folder that keeps weights and optimisers every `save_seconds` and at the end, and from which
-    training goes on if it exists. A step whose gradient is not finite is skipped; the fifth in a row raises
-    InputError.
-    """
+    pairs) of each optimiser step. steps: which examples each takes, see `schedule`. beta: log implicit
+    rewards. of_step(step), called on every rank: what loss_fn gets by name. state: a folder that keeps
+    weights and optimisers every `save_seconds` and at the end, and from which training goes on. A step whose
+    gradient is not finite is skipped; the fifth in a row raises InputError."""
     total = len(steps)
-    goes_on = from_rank_0(state is not None and state.exists())
-    first = load_state(state, learners) if goes_on else 0
-    if total and max(rate_share(step, total) for step in range(total)) < 1 and rank() == 0:
+    first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
+    if rank() == 0 and 0 < total < warmup(total):
         print(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
     saved = time.time()
     bad_in_a_row = 0
     for step in progress(name, total, "step", iterable=range(first, total), initial=first):
         start = time.time()
         # 1. What belongs to the step alone, such as KTO's reference point
-        before_step(step)
+        loss_of_step = functools.partial(loss_fn, **of_step(step))
         # 2. Forward and backward
         chosen = [examples[i] for i in steps[step]]
-        sums = accumulate(learners, chosen, loss_fn, micro_tokens, beta)
+        found = accumulate(learners, chosen, loss_of_step, micro_tokens, beta)
         # 3. Update all learners, or none
         share = rate_share(step, total)
         norm, is_finite = update(learners, share)
@@ -780,76 +715,75 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
         if bad_in_a_row == 5:
             raise InputError("the gradient was not finite for 5 steps in a row; lower the rate")
         # 4. Log
-        log(step=step + 1, **means(sums, beta), lr=share * learners[0].peak, grad_norm=norm, skipped=not is_finite,
-            tokens_per_second=round(sums["tokens"] / (time.time() - start)))
+        tokens = sum(len(e.pack.tokens) for e in chosen)
+        speed = round(tokens / (time.time() - start))
+        log(step=step + 1, **found, lr=share * learners[0].peak, grad_norm=norm,
+            skipped=not is_finite, tokens_per_second=speed)
         # 5. Save, by the clock of rank 0
-        is_due = from_rank_0(time.time() - saved > save_seconds)
+        is_due = from_rank_0(lambda: time.time() - saved > save_seconds)
         if state and (is_due or step + 1 == total):
             save_state(state, learners, step + 1)
             saved = time.time()
 
 
+def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
+    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return that
+    loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there is none."""
+    units = sum(e.units for e in chosen)
+    measured = []                           # (3,) of each example: loss, and rewards of right, of wrong paths
+    for weight, batch in my_micro_batches(chosen, micro_tokens):
+        packs = [e.pack for e in batch]
+        outputs = [learner.module(packs=packs) for learner in learners]
+        loss = 0.0
+        for e, *vectors in zip(batch, *outputs):
+            e = e.like(vectors[0])
+            losses = loss_fn(e, *vectors)
+            loss = loss + weight * losses.sum() / units
+            log_ratio = vectors[0].detach() - e.reference
+            reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
+            right = e.correct.to(reward)
+            wrong = 1 - right
+            found = torch.stack([losses.sum().detach(), right @ reward, wrong @ reward])
+            measured.append(weight * found.double())
+        (loss * world()).backward()                                 # FSDP averages over ranks: undo that
+    total = torch.stack(measured).sum(0).cpu()
+    add_over_ranks(total)
+    loss, *rewards = total.tolist()
+    found = {"loss": loss / units}
+    correct = torch.cat([e.correct for e in chosen])
+    paths = [correct.sum().item(), (~correct).sum().item()]
+    for name, reward, number in zip(("chosen", "rejected"), rewards, paths):
+        if beta:
+            found[f"rewards/{name}"] = reward / number if number else None
+    return found
+
+
 def update(learners, share):
     """An optimiser step of all learners at `share` of their peak rates, or of none where a gradient is not
-    finite. Returns the norm of the first one's gradient, and whether it was done."""
-    norms = [learner.clip() for learner in learners]
+    finite; gradients are scaled to a norm of 1 at most. Returns the norm of the first one's, and whether the
+    step was done."""
+    norms = []
+    for learner in learners:
+        norm = nn.utils.clip_grad_norm_(learner.module.parameters(), 1.0)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm     # the same on every rank
+        norms.append(norm.item())
     is_finite = all(map(math.isfinite, norms))
     for learner in learners:
+        for group in learner.optimizer.param_groups:
+            group["lr"] = share * learner.peak
         if is_finite:
-            learner.update(share)
+            learner.optimizer.step()
         learner.optimizer.zero_grad()
     return norms[0], is_finite
 
 
-def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
-    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return the
-    sums of what `measure` finds, over examples and ranks."""
-    units = sum(e.units for e in chosen)
-    rows = []
-    for weight, batch in my_micro_batches([e.pack for e in chosen], micro_tokens):
-        packs = [chosen[i].pack for i in batch]
-        outputs = [learner.module(packs=packs) for learner in learners]
-        loss = 0.0
-        for i, *vectors in zip(batch, *outputs):
-            example = chosen[i].like(vectors[0])
-            losses = loss_fn(example, *vectors)
-            loss = loss + weight * losses.sum() / units
-            found = measure(example, vectors[0].detach(), losses.detach(), beta or 0.0)
-            rows.append(weight * torch.stack(found).double())
-        (loss * world()).backward()                                 # FSDP averages over ranks: undo that
-    total = torch.stack(rows).sum(0).cpu()
-    add_over_ranks(total)
-    return dict(zip(MEASURED, total.tolist()))
-
-
-MEASURED = ("loss", "units", "tokens", "rewards/chosen", "chosen", "rewards/rejected", "rejected")
-
-
-def measure(e, policy, losses, beta):
-    """What is MEASURED of one example, each a number in a tensor; the implicit reward of a path is beta *
-    log_ratio."""
-    reward = beta * (e.path @ (policy - e.reference))               # (P,)
-    chosen = e.correct.to(reward)
-    rejected = 1 - chosen
-    units = losses.new_tensor(e.units)
-    tokens = losses.new_tensor(len(e.pack.tokens))
-    return [losses.sum(), units, tokens, chosen @ reward, chosen.sum(), rejected @ reward, rejected.sum()]
-
-
-def means(sums, beta):
-    """Loss a unit; with a beta, the implicit reward a path of each outcome, None where there is none."""
-    found = {"loss": sums["loss"] / sums["units"]}
-    for outcome in ("chosen", "rejected") if beta else ():
-        paths = sums[outcome]
-        found[f"rewards/{outcome}"] = sums[f"rewards/{outcome}"] / paths if paths else None
-    return found
-
-
-def micro_batches(packs, tokens):
-    """Split the indices of packs, by length, into batches of at most `tokens` padded tokens, or of one."""
+def micro_batches(examples, tokens, first=0, every=1):
+    """Batches of at most `tokens` padded tokens, or of one example: indices by length, or of those the ones
+    from the `first` on, one of `every`: the share of a rank."""
+    lengths = [len(e.pack.tokens) for e in examples]
     batches = []
-    for i in by_length(packs):
-        longest = padded_length(packs[i])                           # so far
+    for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
+        longest = padded_length(examples[i].pack)                   # so far
         if batches and longest * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(i)
         else:
@@ -857,56 +791,44 @@ def micro_batches(packs, tokens):
     return batches
 
 
-def by_length(packs):
-    """The indices of packs, the shortest first."""
-    lengths = [len(p.tokens) for p in packs]
-    return np.argsort(lengths, kind="stable").tolist()
-
-
-def my_micro_batches(packs, tokens):
-    """This rank's share of `packs` as (weight, indices), as many on every rank: FSDP's collectives must
-    match, so a rank that runs out repeats a pack with weight 0."""
-    order = by_length(packs)
-    batches = []                                                    # of each rank
-    for r in range(world()):
-        mine = order[r::world()]
-        cut = micro_batches([packs[i] for i in mine], tokens)
-        batches.append([(1.0, [mine[k] for k in batch]) for batch in cut])
-    most = max(map(len, batches))
-    short = most - len(batches[rank()])
-    return batches[rank()] + [(0.0, order[:1])] * short
+def my_micro_batches(examples, tokens):
+    """This rank's share of `examples` as (weight, examples), as many on every rank: FSDP's collectives must
+    match, so a rank that runs out repeats the shortest with weight 0."""
+    of_rank = [micro_batches(examples, tokens, r, world()) for r in range(world())]
+    most = max(map(len, of_rank))
+    mine = [(1.0, [examples[i] for i in batch]) for batch in of_rank[rank()]]
+    shortest = [examples[batch[0]] for batch in of_rank[0][:1]]
+    return mine + [(0.0, shortest)] * (most - len(mine))
 
 
 @torch.no_grad()
-def evaluate_packs(module: nn.Module, packs: list[Pack], name: str, tokens: int,
-                   shard_search: bool = False) -> list[Tensor]:
-    """module(packs=...) of each pack, on the CPU: each rank does its share at its own pace."""
-    mine = range(len(packs))[rank()::world()]
-    done = []
-    with at_own_pace(module, name, shard_search), progress(name, len(mine), leave=False) as bar:
-        for batch in micro_batches([packs[i] for i in mine], tokens):
-            indices = [mine[k] for k in batch]
-            vectors = module(packs=[packs[i] for i in indices])
-            done += [(i, vector.cpu()) for i, vector in zip(indices, vectors)]
-            bar.update(len(batch))
-    return gather(done)
+def forward_all(module: nn.Module, examples: list[Example], name: str, tokens: int,
+                shard_search: bool = False) -> list[Tensor]:
+    """module(packs=...) of each example, on the CPU: each rank does its share at its own pace."""
+    batches = micro_batches(examples, tokens, rank(), world())
+    found = {}
+    with (at_own_pace(module, name, shard_search),
+          progress(name, len(batches), "batch", leave=False) as bar):
+        for batch in batches:
+            vectors = module(packs=[examples[i].pack for i in batch])
+            found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
+            bar.update()
+    found = gather(found)
+    return [found[i] for i in range(len(examples))]
 
 
 def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
-    Raises InputError if the trees are another model's."""
-    packs = [e.pack for e in examples]
-    distance = 0.0
-    num_tokens = 0.0
-    for e, reference in zip(examples, evaluate_packs(policy, packs, "reference", tokens, shard_search)):
-        e.reference = reference
+    Returns by how many nats a token that differs from what the search has stored."""
+    distance, num_tokens = 0.0, 0.0
+    found = forward_all(policy, examples, "reference", tokens, shard_search)
+    for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
-        difference = reference[packed] - e.sampled[packed]
+        difference = reference[packed] - e.reference[packed]
+        e.reference = reference
         distance += difference.abs().sum().item()
         num_tokens += e.tokens[packed].sum().item()
-    if not distance < 0.1 * num_tokens:                             # nor if it is NaN
-        raise InputError("these trees were not sampled from this model: its log-probs differ by "
-                         f"{distance / num_tokens:.2f} nats a token; give the model that searched them")
+    return distance / max(1.0, num_tokens)
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs
@@ -932,22 +854,29 @@ def add_over_ranks(values):
         dist.all_reduce(values)
 
 
-def from_rank_0(item):
-    """Rank 0's `item`, on every rank."""
-    items = [item]
+def from_rank_0(work):
+    """What `work` returns on rank 0, on every rank; or the InputError that it raises there."""
+    told = [None, None]                     # a result, or a problem
+    if rank() == 0:
+        try:
+            told[0] = work()
+        except InputError as error:
+            told[1] = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(items)
-    return items[0]
+        dist.broadcast_object_list(told)
+    result, problem = told
+    if problem:
+        raise InputError(problem)
+    return result
 
 
 def gather(mine):
-    """Every rank's (index, item) pairs, as one list of items in the order of their indices."""
+    """The entries of every rank's dict."""
     parts = [mine]
     if dist.is_initialized():
         parts = [None] * world()
         dist.all_gather_object(parts, mine)
-    pairs = sorted(itertools.chain(*parts), key=lambda pair: pair[0])
-    return [item for _, item in pairs]
+    return {key: item for part in parts for key, item in part.items()}
 
 
 def progress(description, total, unit='question', **how):
@@ -976,14 +905,10 @@ def start_ranks(device, dtype):
 
 def load_policy(name: str, device: torch.device, dtype: str | None = None, *, offload: bool = False,
                 activation_checkpointing: bool = False) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """The Policy and its tokenizer on every rank.
-
-    In a process group the master weights are float32 (float64 if dtype says so) and sharded, and what
-    computes is dtype, by default bfloat16 on a GPU; rank 0 alone reads the weights and hands out the shards.
-    Without a group there is one copy, of dtype float32 (default) or float64. offload: weights, gradients and
-    optimiser live in host memory. activation_checkpointing: decoder blocks are computed again in the backward
-    pass. Raises InputError for what cannot be loaded, or not be searched and trained exactly.
-    """
+    """The Policy and its tokenizer on every rank. In a process group the master weights are float32 (float64
+    if dtype says so) and sharded, and what computes is dtype, by default bfloat16 on a GPU; without a group
+    there is one copy, of float32 (default) or float64. offload: weights, gradients and optimiser live in host
+    memory. Raises InputError for what cannot be loaded, searched or trained exactly."""
     master = "float64" if dtype == "float64" else "float32"
     if not dist.is_initialized():
         lm, tokenizer = mcts.load_model(name, device, master)
@@ -993,7 +918,7 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
         lm, tokenizer = in_turn(lambda: mcts.load_model(name, "meta", master))
         policy = Policy(lm, getattr(torch, dtype or default), device, offload, activation_checkpointing)
         shard(policy, policy)
-        read_weights(policy, name)
+        read_pretrained(policy, name)
     policy.eval()                                                   # a reference has no dropout
     mcts.check_model(policy)
     reshard(policy)
@@ -1031,8 +956,9 @@ def recompute_blocks(lm):
 def shard(module, policy):
     """Split the parameters of `module`, which are on the meta device, over the ranks, as those of `policy`
     are: it or its critic. They hold no numbers yet."""
-    how = {"mp_policy": MixedPrecisionPolicy(param_dtype=policy.compute, reduce_dtype=policy.lm.dtype),
-           "mesh": dist.device_mesh.init_device_mesh(policy.device.type, (world(),))}
+    how = {}
+    how["mesh"] = dist.device_mesh.init_device_mesh(policy.device.type, (world(),))
+    how["mp_policy"] = MixedPrecisionPolicy(policy.compute, policy.lm.dtype)        # compute, reduce
     if policy.offload:
         how["offload_policy"] = CPUOffloadPolicy()
     for block in decoder_blocks(module.lm):
@@ -1041,11 +967,12 @@ def shard(module, policy):
     module.to_empty(device="cpu" if policy.offload else policy.device)
 
 
-def read_weights(policy, name):
+def read_pretrained(policy, name):
     """Give a policy the weights in the folder or hub name `name`: rank 0 reads, all get their shards."""
     full, weights = None, {}
     if rank() == 0:
-        full, _ = mcts.load_model(name, "cpu", str(policy.lm.dtype).removeprefix("torch."))
+        master = str(policy.lm.dtype).removeprefix("torch.")
+        full, _ = mcts.load_model(name, "cpu", master)
         weights = {f"lm.{key}": weight for key, weight in full.state_dict().items()}
     wait_for_ranks("weights")                                       # it may take long to download them
     if not dist.is_initialized():
@@ -1068,16 +995,13 @@ def make_critic(policy: Policy) -> Critic:
         shard(critic, policy)
     else:
         critic.to_empty(device=policy.device)
-    own = dict(policy.lm.named_parameters()) | dict(policy.lm.named_buffers())
+    own = dict(policy.named_parameters()) | dict(policy.named_buffers())
     with torch.no_grad():
-        for parameter in critic.head.parameters():
-            parameter.zero_()
-        for name, tensor in [*critic.lm.named_parameters(), *critic.lm.named_buffers()]:
-            tensor.copy_(own[name])                                 # shard to shard
+        for name, tensor in [*critic.named_parameters(), *critic.named_buffers()]:
+            tensor.zero_()                                          # the head stays so
+            if name in own:
+                tensor.copy_(own[name])                             # shard to shard
     return critic.eval()
-
-
-IDLE = Pack(*np.array([[0, 0], [0, 1], [-1, 0], [0, 1]], dtype=np.int32), num_nodes=2)    # the smallest
 
 
 @contextlib.contextmanager
@@ -1090,33 +1014,22 @@ def at_own_pace(module, name, shard_search=False):
     """
     blocks = sharded_blocks(module)
     if blocks and shard_search:
-        with announced(module):
-            yield
+        hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
+        yield
+        hook.remove()
         with torch.no_grad():
             while somebody_works(False):
-                module(packs=[IDLE])
+                module(packs=[one_step([0], [0]).pack])             # the smallest
         return reshard(module)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
         block.unshard()
-    try:
-        yield
-        wait_for_ranks(name)
-    finally:
-        for block in blocks:
-            is_root = block is module                               # as FSDP does by default
-            block.set_reshard_after_forward(not is_root, recurse=False)
-        reshard(module)
-
-
-@contextlib.contextmanager
-def announced(module):
-    """Inside, every forward of `module` tells the other ranks first that this rank still works."""
-    hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+    yield
+    wait_for_ranks(name)
+    for block in blocks:
+        is_root = block is module                                   # as FSDP does by default
+        block.set_reshard_after_forward(not is_root, recurse=False)
+    reshard(module)
 
 
 def somebody_works(me):
@@ -1159,47 +1072,42 @@ def put(path, write):
     try:
         write(new)
     except (Exception, CheckpointException) as error:               # a full disk has many faces
-        raise InputError(f"cannot write {path} ({last_line(error)}); free some space, and the same command "
+        raise InputError(f"cannot write {path} ({mcts.reason(error)}); free some space, and the same command "
                          "goes on from what is saved") from None
     meet()
     if rank() == 0:
         if path.exists():
             path.rename(old)
         new.rename(path)
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
+        remove(old)
     meet()
+
+
+def remove(path):
+    """Remove a file, a folder, or nothing."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
 
 
 def clean_up(folder):
     """Undo what a kill in the middle of `put` has left."""
     for new in folder.rglob("*.new"):
-        shutil.rmtree(new, ignore_errors=True)
-        new.unlink(missing_ok=True)
+        remove(new)
     for old in folder.rglob("*.old"):
         path = old.with_suffix("")
         if path.exists():
-            shutil.rmtree(old)
+            remove(old)
         else:
             old.rename(path)
-
-
-def last_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def put_text(path, text):
-    """Rank 0 writes `text`. All ranks call this."""
-    put(path, lambda new: rank() == 0 and new.write_text(text, encoding="utf-8"))
 
 
 def state_of(learners):
     """Weights and optimiser state of each learner, by names that load on any number of ranks."""
     state = {}
     for i, learner in enumerate(learners):
-        state[f"model{i}"], state[f"optimizer{i}"] = get_state_dict(learner.module, learner.optimizer)
+        state[f"model{i}"] = get_model_state_dict(learner.module)
+        if learner.optimizer:
+            state[f"optimizer{i}"] = get_optimizer_state_dict(learner.module, learner.optimizer)
     return state
 
 
@@ -1210,39 +1118,22 @@ def save_state(folder, learners, step):
 
 
 def load_state(folder, learners):
-    """Load what save_state saved, on any number of ranks, and return the step."""
+    """Load what save_state saved, or the policy alone, on any number of ranks, and return the step."""
     state = state_of(learners) | {"step": 0}
-    read_state(folder, state)
-    for i, learner in enumerate(learners):
-        set_state_dict(learner.module, learner.optimizer, model_state_dict=state[f"model{i}"],
-                       optim_state_dict=state[f"optimizer{i}"])
-    return state["step"]
-
-
-def save_weights(folder, policy):
-    """Master weights alone, where no training goes on."""
-    state = {"model0": get_model_state_dict(policy)}
-    put(folder, lambda new: dcp.save(state, checkpoint_id=new))
-
-
-def load_weights(folder, policy):
-    """Load the policy, the first learner, from what save_state or save_weights saved."""
-    weights = get_model_state_dict(policy)
-    read_state(folder, {"model0": weights})
-    set_model_state_dict(policy, weights)
-
-
-def read_state(folder, state):
     try:
         dcp.load(state, checkpoint_id=folder)
     except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise InputError(f"the training state {folder} cannot be read ({last_line(error)}); restore it, or "
+        raise InputError(f"the training state {folder} cannot be read ({mcts.reason(error)}); restore it, or "
                          "start anew with another --out") from None
+    for i, learner in enumerate(learners):
+        set_model_state_dict(learner.module, state[f"model{i}"])
+        if learner.optimizer:
+            set_optimizer_state_dict(learner.module, learner.optimizer, state[f"optimizer{i}"])
+    return state["step"]
 
 
 def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a Hugging Face folder that from_pretrained or vLLM loads, in the compute type. All ranks call
-    this; rank 0 gathers and writes."""
+    """Write a Hugging Face folder that from_pretrained or vLLM loads, in the compute type."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(policy, options=options)         # empty but on rank 0
 
@@ -1254,19 +1145,19 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
             weights[name.removeprefix("lm.")] = weight.to(policy.compute)
         policy.lm.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
-        config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((new / "config.json").read_text())
         config["dtype"] = str(policy.compute).removeprefix("torch.")        # it named the master weights'
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     put(folder, write)
 
 
-class Run:
-    """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on.
+BASE = -1                     # the "round" of the model as it was given; bootstrapping is round 0
 
-    The same command continues it: what has its file is not done again. Raises InputError if the folder holds
-    a run with other settings or is not writable. Rank 0 alone writes the log.
-    """
+
+class Run:
+    """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on. The same
+    command continues it. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
             "activation_checkpointing", "save_minutes"}     # may change between starts: results do not
 
@@ -1274,38 +1165,36 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
+        self.held, self.newest = BASE, BASE     # whose weights the policy holds, and which are the newest
         self.policy, self.tokenizer = None, None                    # when they are loaded
-        problem = None
-        if rank() == 0:
-            try:
-                self._open()
-            except InputError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = f"cannot write to the run folder {folder}: {error.strerror}; choose another --out"
-        problem = from_rank_0(problem)
-        if problem:
-            raise InputError(problem)
+        from_rank_0(self._open)
 
     def _open(self):
-        config = self.folder / "config.json"
+        """Make the folder if it is new, keep others out, and compare the settings. Rank 0 does this."""
         fixed = {name: value for name, value in vars(self.args).items() if name not in self.FREE}
         settings = json.loads(json.dumps(fixed))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "config.json"
         new = config.with_name("config.json.new")
-        if not config.exists():
-            if any(path != new for path in self.folder.iterdir()):
-                raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-            new.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            new.rename(config)
-        self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
-        clean_up(self.folder)
         try:
-            old = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not config.exists():
+                if any(path != new for path in self.folder.iterdir()):
+                    raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
+                new.write_text(json.dumps(settings, indent=1) + "\n")
+                new.rename(config)
+            self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
+            clean_up(self.folder)
+            old = json.loads(config.read_text())
+        except OSError as error:
+            raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose "
+                             "another --out") from None
+        except json.JSONDecodeError:
             raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
-        differ = [f"{name} was {old.get(name)!r} and is {settings.get(name)!r}"
-                  for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
+        differ = []
+        for name in sorted({*old, *settings}):
+            was, now = old.get(name), settings.get(name)
+            if was != now:
+                differ.append(f"{name} was {was!r} and is {now!r}")
         if differ:
             raise InputError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}); repeat "
                              "those, or choose another --out")
@@ -1318,9 +1207,10 @@ class Run:
 
     def training(self, event, label, state):
         """What every training of a run is called with: its event in the log, its label and its state."""
-        args = self.args
-        return {"micro_tokens": args.micro_tokens, "save_seconds": 60 * args.save_minutes, "name": label,
-                "log": functools.partial(self.log, event), "state": self.file(state)}
+        log = functools.partial(self.log, event)
+        save_seconds = 60 * self.args.save_minutes
+        return dict(micro_tokens=self.args.micro_tokens, save_seconds=save_seconds, name=label, log=log,
+                    state=self.file(state))
 
     def file(self, name, of_round=None):
         """A path in the folder of a round (default: the current one), which is made."""
@@ -1331,7 +1221,7 @@ class Run:
     def result(self, stage, of_round=None):
         """What a stage found, empty if it is not done."""
         path = self.file(f"{stage}.json", of_round)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def files(self, name):
         """What ranks have written as NAME.rank*.jsonl in the current round."""
@@ -1355,97 +1245,101 @@ class Run:
 
 # ---------------------------------------------------------------- the stages of a run
 
-BASE = -1                     # weights of the model as it was given; 0: after bootstrapping; r: after round r
 
-
-@dataclass
-class Stage:
-    """A part of a run. It is done when its file is there, NAME.json in the folder of its round, which holds
-    what work(run, name, problems) found."""
-    round: int
-    name: str
-    weights: int              # BASE, or the round whose weights it starts from
-    work: Callable
-    problems: list[dict] = ()
-    trains: bool = False      # it leaves the policy with the weights of its own round
-
-
-def plan_stages(args, problems, eval_sets):
-    """Bootstrapping if asked for, then search, training and evaluation of each round."""
-    plan = []
-    weights = BASE
-    if args.bootstrap:
-        questions = problems[:args.bootstrap_questions]
-        held_back, _ = hold_back(questions)
-        plan += [Stage(0, "sampled", BASE, sample_demonstrations, questions),
-                 Stage(0, "before", BASE, measure_form, held_back),
-                 Stage(0, "imitated", BASE, imitate_demonstrations, questions, trains=True),
-                 Stage(0, "after", 0, measure_form, held_back),
-                 Stage(0, "bootstrap", 0, keep_better_base, trains=True)]
-        weights = 0
-    for r in range(args.rounds + 1):
-        if r > 0 and not args.trees:
-            plan.append(Stage(r, "search", weights, search_round, questions_of_round(r, problems, args)))
-        if r > 0 and args.targets == "value-model":
-            plan.append(Stage(r, "values", weights, value_round))
-        if r > 0:
-            plan.append(Stage(r, "trained", weights, train_round, trains=True))
-            weights = r
+def run_stages(run, problems, eval_sets):
+    """Bootstrapping if asked for, then search, training and evaluation of each round, as far as not done."""
+    args = run.args
+    for run.round in range(args.rounds + 1):
+        if run.round == 0 and args.bootstrap:
+            stage(run, "bootstrap", bootstrap, problems[:args.bootstrap_questions])
+        if run.round > 0 and not args.trees:
+            stage(run, "search", search_round, questions_of_round(run.round, problems, args))
+        if run.round > 0:
+            stage(run, "trained", train_round)
         for task, questions in eval_sets.items():
-            plan.append(Stage(r, f"eval-{short_name(task)}", weights, evaluate_round, questions))
-    return plan
+            name = Path(task).stem                                  # of a file of questions, too
+            stage(run, f"eval-{name}", evaluate_round, name, questions)
 
 
-def questions_of_round(r, problems, args):
-    """Drawn by seed without replacement, over the rounds too, until all have been drawn."""
-    order = np.random.default_rng(seed_of(args.seed, "questions")).permutation(len(problems))
-    n = min(len(problems), args.questions_per_round)
-    first = (r - 1) * args.questions_per_round
-    return [problems[order[i % len(order)]] for i in range(first, first + n)]
-
-
-def run_stages(run, plan):
-    """Do what is not done yet. The policy gets the weights that a stage starts from, unless it holds them."""
-    held = BASE
-    for stage in plan:
-        run.round = stage.round
-        path = run.file(f"{stage.name}.json")
-        if from_rank_0(path.exists()):
-            continue
-        if stage.weights != held:
-            take_weights(run, stage.weights)
+def stage(run, name, work, *given):
+    """A part of a run: done when its file is there, NAME.json in the folder of its round, which holds what
+    work(run, *given) found. It starts from the newest weights; a training leaves newer ones."""
+    path = run.file(f"{name}.json")
+    trains = work in (bootstrap, train_round)
+    if not from_rank_0(path.exists):
+        hold_weights(run, run.newest)
         start = time.time()
-        found = stage.work(run, stage.name, stage.problems) | {"seconds": round(time.time() - start, 1)}
-        run.log(stage.name, **found)
-        put_text(path, json.dumps(found, indent=1) + "\n")
+        found = work(run, *given)
+        found["seconds"] = round(time.time() - start, 1)
+        run.log(name, **found)
+        text = json.dumps(found, indent=1) + "\n"
+        put(path, lambda new: rank() == 0 and new.write_text(text))
         if rank() == 0:
-            tidy(run, stage)
-        held = stage.round if stage.trains else stage.weights
+            tidy(run, trains)
+        if trains:
+            run.held = run.round
         if run.policy.device.type == "cuda":
             torch.cuda.empty_cache()                                # the next stage needs other sizes
+    if trains:
+        run.newest = run.round
 
 
-def tidy(run, stage):
+def hold_weights(run, of_round):
+    """Give the policy the weights of BASE or of a round, unless it holds them."""
+    if run.held == of_round:
+        return
+    if of_round == BASE:
+        read_pretrained(run.policy, run.args.model)
+    else:
+        load_state(run.file("state", of_round), [Learner(run.policy)])
+    run.held = of_round
+
+
+def tidy(run, trains):
     """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
     model = run.file("model")
     if model.exists():
         (model / "README.md").write_text(model_card(run), encoding="utf-8")
-    if stage.trains and stage.round > 0:                            # later rounds start from this one
-        shutil.rmtree(run.file("state", stage.round - 1), ignore_errors=True)
-        shutil.rmtree(run.file("critic"), ignore_errors=True)
+    for rate in run.file("").glob("state-*"):                       # tried by bootstrapping
+        remove(rate)
+    if trains and run.round > 0:                                    # later rounds start from this one
+        remove(run.file("state", run.round - 1))
+        remove(run.file("critic"))
 
 
-def take_weights(run, weights):
-    """Give the policy the weights of BASE or of a round."""
-    if weights == BASE:
-        read_weights(run.policy, run.args.model)
-    else:
-        load_weights(run.file("state", weights), run.policy)
+def questions_of_round(r, problems, args):
+    """Drawn by seed without replacement, over the rounds too, until all have been drawn."""
+    order = generator(args.seed, "questions").permutation(len(problems))
+    n = min(len(problems), args.questions_per_round)
+    first = (r - 1) * args.questions_per_round
+    drawn = [order[i % len(order)] for i in range(first, first + n)]
+    return [problems[i] for i in drawn]
 
 
-def short_name(task):
-    """What a task or a file of questions is called in file names and tables."""
-    return Path(task).stem
+def sample_responses(run, name, problems, shots=None):
+    """Responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they come;
+    the records of all. shots: for bootstrapping, with as many worked examples in the prompt, tokens kept."""
+    args = run.args
+    n, temperature = args.trials, args.temperature
+    if shots is not None:
+        n, temperature = args.bootstrap_samples, args.bootstrap_temperature
+    mine = run.unfinished(name, problems)
+    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots or 0]) for p in mine]
+    label = f"round {run.round}: {name}"
+    tokens = len(mine) * n * args.max_new_tokens
+    lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
+    with (lines, at_own_pace(run.policy, label, args.shard_search),
+          progress(label, tokens, "token", unit_scale=True) as bar):
+        for i, samples in mcts.stream(
+                run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
+                max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
+                progress=bar.update):
+            record = tasks.judge(mine[i], samples)
+            if shots is not None:
+                record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
+            tasks.write_line(lines, record)
+    records = {record["question"]: record for record in run.records(name)}
+    return [records[p["question"]] for p in problems]
 
 
 # Format bootstrapping (App. B): the base learns to write steps from its own correct responses
@@ -1470,64 +1364,53 @@ WORKED = [
      "Final Answer: B")]
 
 
-def hold_back(questions):
-    """A fifth of the bootstrapping questions, which are measured and never imitated; and the others."""
-    n = math.ceil(len(questions) / 5)
-    return questions[:n], questions[n:]
-
-
-def sample_demonstrations(run, name, problems):
-    """Sample responses and keep them as they come. A model with a chat template shows its own way of solving
-    better than worked examples do; one without needs them to see the form."""
+def bootstrap(run, problems):
+    """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth,
+    right and well-formed more often. A model with a chat template shows its own way of solving better than
+    worked examples do; one without needs them to see the form."""
     args = run.args
     shots = args.bootstrap_shots
     if shots is None:
         shots = 0 if run.tokenizer.chat_template else len(WORKED)
-    mine = run.unfinished("samples", problems)
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots]) for p in mine]
-    n = args.bootstrap_samples
-    lines = tasks.open_lines(run.file(f"samples.rank{rank()}.jsonl"))
-    with lines, sampling(run, "bootstrap: sample", len(mine) * n) as bar:
-        for i, samples in respond(run, prompts, n, args.bootstrap_temperature, bar):
-            drawn = [{"tokens": s.tokens, "text": s.text, "end": s.end,
-                      "correct": tasks.grade(s.text, mine[i]["answer"])} for s in samples]
-            tasks.write_line(lines, mine[i] | {"samples": drawn})
-    return {"questions": len(problems), "worked_examples": shots}
-
-
-@contextlib.contextmanager
-def sampling(run, name, responses):
-    """At its own pace, each rank draws `responses`: a bar that counts their tokens."""
-    tokens = responses * run.args.max_new_tokens
-    with (at_own_pace(run.policy, name, run.args.shard_search),
-          progress(name, tokens, "token", unit_scale=True) as bar):
-        yield bar
-
-
-def respond(run, prompts, n, temperature, bar):
-    """n responses to each prompt: (index, samples), as they finish."""
-    args = run.args
-    return mcts.stream(run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
-                       max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
-                       progress=bar.update)
+    sampled = sample_responses(run, "samples", problems, shots)
+    n = math.ceil(len(problems) / 5)
+    before = measure_form(run, "before", problems[:n])
+    unseen = demonstrations(run, sampled[:n])
+    imitated = imitate_own(run, demonstrations(run, sampled[n:]), unseen)
+    after = measure_form(run, "after", problems[:n])
+    is_better = after["both"] > before["both"]
+    if rank() == 0:
+        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
+              f"{before['responses']} to questions held back right and well-formed before and after (both): "
+              f"{before['both']:.1%}, {after['both']:.1%}")
+        if not is_better:
+            print("no gain: the rounds start from the base as it was given")
+    if not is_better:
+        read_pretrained(run.policy, args.model)
+    save_state(run.file("state"), [Learner(run.policy)], step=0)
+    save_model(run.policy, run.tokenizer, run.file("model"))
+    return {"questions": len(problems), "worked_examples": shots, "before": before, "imitated": imitated,
+            "after": after, "kept": is_better}
 
 
 def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
-    records = answer_questions(run, name, problems)
-    counts = Counter()
-    for response in itertools.chain.from_iterable(record["responses"] for record in records):
-        is_whole = response["tokens"] < run.args.max_new_tokens
-        is_well_formed = is_whole and has_steps(response["response"])
-        counts["responses"] += 1
-        counts["right"] += response["correct"]
-        counts["well_formed"] += is_well_formed
-        counts["both"] += response["correct"] and is_well_formed
-        counts["steps"] += 1 + response["response"].strip().count("\n\n")
-        counts["tokens"] += response["tokens"]
-    shares = {key: counts[key] / max(1, counts["responses"]) for key in ("right", "well_formed", "both")}
-    tokens_per_step = counts["tokens"] / max(1, counts["steps"])
-    return shares | {"tokens_per_step": tokens_per_step, "responses": counts["responses"]}
+    records = sample_responses(run, name, problems)
+    responses = [response for record in records for response in record["responses"]]
+    total = Counter()
+    for response in responses:
+        text, is_whole = response["response"], response["tokens"] < run.args.max_new_tokens
+        is_well_formed = is_whole and has_steps(text)
+        total["right"] += response["correct"]
+        total["well_formed"] += is_well_formed
+        total["both"] += response["correct"] and is_well_formed
+        total["steps"] += 1 + text.strip().count("\n\n")
+        total["tokens"] += response["tokens"]
+    n = max(1, len(responses))
+    found = {key: total[key] / n for key in ("right", "well_formed", "both")}
+    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
+    found["responses"] = len(responses)
+    return found
 
 
 def has_steps(text):
@@ -1536,104 +1419,73 @@ def has_steps(text):
     return "\n\n" in seen.strip() and tasks.MARKER in seen
 
 
-def demonstrations(run, problems, most=4):
-    """The Examples of up to `most` correct, well-formed responses to each of `problems`, drawn evenly, so
-    that short and long ones keep their shares and easy questions do not set the style."""
-    wanted = {p["question"] for p in problems}
-    records = [record for record in run.records("samples") if record["question"] in wanted]
+def demonstrations(run, records, most=4):
+    """The Examples of up to `most` correct, well-formed responses of each record, drawn evenly, so that short
+    and long ones keep their shares and easy questions do not set the style."""
     found = []
-    for record in sorted(records, key=lambda record: record["question"]):
-        good = [s for s in record["samples"]
-                if s["correct"] and s["end"] in ("eos", "answer") and has_steps(s["text"])]
-        random = np.random.default_rng(seed_of(run.args.seed, record["question"]))
-        for i in random.permutation(len(good))[:most]:
+    for record in sorted(records, key=itemgetter("question")):
+        good = []
+        for sample, response in zip(record["samples"], record["responses"]):
+            is_whole = sample["end"] in ("eos", "answer")
+            if response["correct"] and is_whole and has_steps(response["response"]):
+                good.append(sample)
+        rng = generator(run.args.seed, record["question"])
+        for i in rng.permutation(len(good))[:most]:
             found.append(demonstration(run.tokenizer, record, good[i]))
     return found
 
 
 def demonstration(tokenizer, problem, sample):
-    """The Example of one correct response to imitate, after the prompt without worked examples: a tree of one
-    path of one node. A response that ended with its answer's blank line goes on to EOS: elsewhere, the model
-    has to stop by itself."""
-    prompt = mcts.build_prompt(tokenizer, problem["question"])
-    tree = mcts.Tree(problem["question"], problem["answer"], prompt)
+    """The Example of one correct response to imitate, after the prompt without worked examples. One that
+    ended with its answer's blank line goes on to EOS: elsewhere, the model has to stop by itself."""
     tokens = list(sample["tokens"])
     if sample["end"] == "answer" and tokenizer.eos_token_id is not None:
         tokens.append(tokenizer.eos_token_id)
-    tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
-    return make_example(tree)
+    return one_step(mcts.build_prompt(tokenizer, problem["question"]), tokens)
 
 
 def imitate(policy, examples, lr, batch, seed, **how):
     """One epoch of rft_loss, `batch` examples a step."""
-
-    def loss_fn(e, logprobs):
-        return rft_loss(logprobs, e.path)
-
+    loss_fn = functools.partial(objective_loss, "rft")
     steps = schedule(len(examples), 1, batch, seed)
     train([Learner(policy, lr)], examples, loss_fn, steps, **how)
 
 
-def imitate_demonstrations(run, name, problems):
+def imitate_own(run, examples, unseen):
     """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that lowers the negative
     log-likelihood of responses to questions held back. The paper's rate is for thousands of examples; few do
     not bear it."""
-    args, policy = run.args, run.policy
-    held_back, shown = hold_back(problems)
-    examples = demonstrations(run, shown)
-    unseen = demonstrations(run, held_back)
+    args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen)}
+    found |= {"nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
-    for rate in [args.bootstrap_lr / 4**k for k in range(3) if examples and unseen]:
+    for k in range(3 if examples and unseen else 0):
+        rate = args.bootstrap_lr / 4**k
         how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
-        imitate(policy, examples, rate, batch, args.seed, **how)
+        imitate(run.policy, examples, rate, batch, args.seed, **how)
         after = nats_per_token(run, unseen)
         found["tried"][f"{rate:g}"] = after
         if after < before:
             found["rate"] = rate
             break
-        take_weights(run, BASE)
-    save_weights(run.file("state"), policy)
+        read_pretrained(run.policy, args.model)
     return found
 
 
 def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
-    packs = [e.pack for e in examples]
-    vectors = evaluate_packs(run.policy, packs, "held back", run.args.micro_tokens, run.args.shard_search)
-    total, tokens = 0.0, 0.0
-    for e, logprobs in zip(examples, vectors):
-        total -= logprobs.sum().item()
-        tokens += e.tokens.sum().item()
+    args = run.args
+    vectors = forward_all(run.policy, examples, "held back", args.micro_tokens, args.shard_search)
+    total = -sum(logprobs.sum().item() for logprobs in vectors)
+    tokens = sum(e.tokens.sum().item() for e in examples)
     return total / max(1.0, tokens)
-
-
-def keep_better_base(run, name, problems):
-    """Keep the imitating policy if it is right and well-formed more often than before; else the base."""
-    before, after, imitated = run.result("before"), run.result("after"), run.result("imitated")
-    is_better = after["both"] > before["both"]
-    if rank() == 0:
-        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
-              f"{before['responses']} to questions held back:")
-        for name, shares in ("before", before), ("after", after):
-            print(f"  {name:7}right {shares['right']:6.1%}, well-formed {shares['well_formed']:6.1%}, "
-                  f"both {shares['both']:6.1%}, {shares['tokens_per_step']:.0f} tokens a step")
-        if not is_better:
-            print("  no gain: the rounds start from the base as it was given")
-        for path in run.file("").glob("state-*"):
-            shutil.rmtree(path)
-    if not is_better:
-        take_weights(run, BASE)
-        save_weights(run.file("state"), run.policy)
-    save_model(run.policy, run.tokenizer, run.file("model"))
-    return {"kept": is_better}
 
 
 # Search, training and evaluation of a round
 
 
-def search_round(run, name, problems):
+def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
     mine = run.unfinished("trees", problems)
@@ -1672,19 +1524,21 @@ def describe(trees):
     tokens a step, and the share of each kind of ending."""
     endings, total = Counter(), Counter()
     for tree in trees:
-        kinds = Counter(tree.ending(i) for i, node in enumerate(tree.nodes) if node.terminal)
+        kinds = tree.endings()
         endings += kinds
         total["trees"] += 1
-        for kind in "right", "wrong":
-            total[f"with {kind}"] += kinds[kind] > 0
+        total["with right"] += kinds["right"] > 0
+        total["with wrong"] += kinds["wrong"] > 0
         total["mixed"] += kinds["right"] > 0 and kinds["wrong"] > 0
         total["value"] += tree.nodes[0].value
         total["steps"] += len(tree.nodes) - 1
         total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
-    shares = {kind: endings[kind] / max(1, endings.total()) for kind in ("right", "wrong", *REMEDY)}
-    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
-    return counts | {"root_value": total["value"] / max(1, total["trees"]), "endings": shares,
-                     "tokens_per_step": total["tokens"] / max(1, total["steps"])}
+    found = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
+    found["root_value"] = total["value"] / max(1, total["trees"])
+    ended = max(1, endings.total())
+    found["endings"] = {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)}
+    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
+    return found
 
 
 REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
@@ -1697,122 +1551,90 @@ def explain(found):
     """What `describe` found, and what to change if most solutions failed in form."""
     shares = found["endings"]
     kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-    text = (f"{found['trees']} trees, {found['mixed']} with right and wrong solutions; endings: {kinds}; "
+    text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
+            f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
             f"{found['tokens_per_step']:.0f} tokens a step")
     if shares["right"] + shares["wrong"] < 0.5:
-        worst = max(REMEDY, key=lambda kind: shares[kind])
-        return f"{text}\nMost endings are failures of form, which are no training paths: {REMEDY[worst]}."
-    if not found["with wrong"]:
-        return f"{text}\nNo question has a valid wrong solution to learn from."
+        worst = max(REMEDY, key=shares.get)
+        text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
     return text
 
 
-def value_round(run, name, problems):
-    """Train an outcome value model on the round's trees and keep the values it gives to their states."""
+def train_round(run):
+    """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
+    here starts from the weights of the round before again, asks for the reference, and then goes on."""
+    args, policy = run.args, run.policy
+    examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
+    if not examples:
+        found = explain(describe(trees_of_round(run)))
+        raise InputError(f"nothing to train on in round {run.round}: {found}. Training needs a correct "
+                         "solution (any with --keep-unsolved), dpo also a wrong one, step-dpo siblings of "
+                         "different value: search more, or take questions of another difficulty")
+    if args.targets == "value-model":
+        value_by_model(run, examples)
+    distance = add_reference(policy, examples, args.micro_tokens, args.shard_search)
+    if not distance < 0.1:                                          # nor if it is NaN
+        raise InputError("these trees were not sampled from this model: its log-probs differ by "
+                         f"{distance:.2f} nats a token; give the model that searched them")
+    seed = args.seed + run.round
+    steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
+    learners = [Learner(policy, args.lr)]
+    if args.objective == "oreo":
+        learners.append(Learner(make_critic(policy), args.value_lr))
+    pairs = []
+    if args.objective == "kto":
+        pairs = mismatched(examples, steps, mcts.context_length(policy), seed)
+        add_reference(policy, sum(pairs, []), args.micro_tokens, args.shard_search)
+
+    def of_step(step):
+        return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
+
+    loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
+    how = run.training("train", f"round {run.round}: train", "state")
+    train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
+    save_model(policy, run.tokenizer, run.file("model"))
+    return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
+
+
+def value_by_model(run, examples):
+    """Train an outcome value model on the round's trees and give the examples its values."""
     args = run.args
     valued = examples_of_round(run, any_paths, keep_unsolved=True)
     critic = make_critic(run.policy)
     steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
     how = run.training("value", f"round {run.round}: value model", "critic")
     train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
-    packs = [e.pack for e in examples_of_round(run, draw_paths, args.keep_unsolved)]
-    values = evaluate_packs(critic, packs, "values", args.micro_tokens, args.shard_search)
-    put(run.file("values.pt"), lambda new: rank() == 0 and torch.save(values, new))
-    return {"questions": len(valued)}
-
-
-def train_round(run, name, problems):
-    """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
-    here starts from the weights of the round before again, asks for the reference, and then goes on."""
-    args, policy, seed = run.args, run.policy, run.args.seed + run.round
-    examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
-    if not examples:
-        raise InputError(nothing_to_train_on(run))
-    if args.targets == "value-model":
-        for e, value in zip(examples, torch.load(run.file("values.pt"), weights_only=True)):
-            e.take_values(value)
-    add_reference(policy, examples, args.micro_tokens, args.shard_search)
-    steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
-    mismatched = None
-    if args.objective == "kto":
-        mismatched = Mismatched(examples, steps, mcts.context_length(policy), seed)
-        mismatched.ask(policy, args.micro_tokens, args.shard_search)
-    learners = [Learner(policy, args.lr)]
-    if args.objective == "oreo":
-        learners.append(Learner(make_critic(policy), args.value_lr))
-
-    def loss_fn(e, logprobs, value=None):
-        z0 = mismatched.z0 if mismatched else 0.0
-        return objective_loss(args.objective, e, logprobs, beta=args.beta, level=args.level, z0=z0,
-                              value=value)
-
-    def before_step(step):
-        if mismatched:
-            mismatched.update(step, policy, args.micro_tokens)
-
-    how = run.training("train", f"round {run.round}: train", "state")
-    train(learners, examples, loss_fn, steps, beta=args.beta, before_step=before_step, **how)
-    save_model(policy, run.tokenizer, run.file("model"))
-    return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
+    values = forward_all(critic, examples, "values", args.micro_tokens, args.shard_search)
+    for e, value in zip(examples, values):
+        e.take_values(value)
 
 
 def examples_of_round(run, choose, keep_unsolved):
     """The examples of the round's trees, by question: not in the order in which the searches ended."""
+    args = run.args
     found = []
     for tree in trees_of_round(run):
-        example = make_example(tree, run.args.paths, run.args.seed + run.round, keep_unsolved, choose)
+        example = make_example(tree, args.paths, args.seed + run.round, keep_unsolved, choose)
         if example:
             found.append((tree.question, example))
-    return [example for _, example in sorted(found, key=value_of)]
+    return [example for _, example in sorted(found, key=itemgetter(0))]
 
 
-def nothing_to_train_on(run):
-    """The sentence for a round without examples: what its trees hold, and what the objective needs."""
-    found = describe(trees_of_round(run))
-    usual = "any of these" if run.args.keep_unsolved else "a correct one"
-    needs = {"dpo": "both of a question", "rft": "a correct one",
-             "step-dpo": "siblings of different value, each backed up twice"}
-    return (f"nothing to train on in round {run.round}: of {found['trees']} questions {found['with right']} "
-            f"have a correct solution and {found['with wrong']} a valid wrong one, and --objective "
-            f"{run.args.objective} needs {needs.get(run.args.objective, usual)}; search more "
-            "questions or iterations, or take questions of another difficulty")
-
-
-def answer_questions(run, name, problems):
-    """Zero-shot responses to `problems`, each rank its share, kept as they come; the records of all."""
-    args = run.args
-    mine = run.unfinished(name, problems)
-    with sampling(run, f"round {run.round}: {name}", len(mine) * args.trials) as bar:
-
-        def sample(asked, n):
-            prompts = [mcts.build_prompt(run.tokenizer, p["question"]) for p in asked]
-            return respond(run, prompts, n, args.temperature, bar)
-
-        if mine:
-            tasks.evaluate(sample, mine, trials=args.trials, out=run.file(f"{name}.rank{rank()}.jsonl"))
-    records = {record["question"]: record for record in run.records(name)}
-    return [records[p["question"]] for p in problems]
-
-
-def evaluate_round(run, name, problems):
+def evaluate_round(run, task, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
-    task = name.removeprefix("eval-")
-    records = answer_questions(run, f"responses-{task}", problems)
+    records = sample_responses(run, f"responses-{task}", problems)
+    shown = set()
+    for record in records if rank() == 0 else ():
+        for response in record["responses"]:
+            word = "right" if response["correct"] else "wrong"
+            if word not in shown:
+                shown.add(word)
+                text = f"{record['question']}\n\n{response['response'].strip()}"
+                print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
+                print(textwrap.indent(text, "    "))
     result = tasks.summarise(records, run.args.trials)
-    numbers = {key: result[key] for key in ("accuracy", "sem", "n", "unanswered")}
-    if rank() == 0:
-        show_responses(f"round {run.round}, {task}", records)
-    return numbers | {"task": task}
-
-
-def show_responses(where, records):
-    """Print one right and one wrong response of an evaluation."""
-    pairs = [(record, response) for record in records for response in record["responses"]]
-    for word, is_right in ("right", True), ("wrong", False):
-        for record, response in [pair for pair in pairs if pair[1]["correct"] == is_right][:1]:
-            text = f"{record['question']}\n\n{response['response'].strip()}"
-            indented = "\n".join(f"    {line}" for line in text.splitlines())
-            print(f"\n{where}: a {word} response (the answer is {record['answer']})\n\n{indented}\n")
+    del result["trials"]
+    return result | {"task": task}
 
 
 def model_card(run):
@@ -1821,7 +1643,7 @@ def model_card(run):
     how = f"round {run.round} of --objective {args.objective}"
     if run.round == 0:
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
-    found = [run.result(f"eval-{short_name(task)}") for task in args.eval_data]
+    found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION"))
     return f"""\
@@ -1849,7 +1671,7 @@ print(found[0]["generated_text"])
 
 def report(run):
     """Print accuracy, spread and seconds of the base and of every round."""
-    names = [short_name(task) for task in run.args.eval_data]
+    names = [Path(task).stem for task in run.args.eval_data]
     print(f"\n{'':10}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
     for r in range(run.args.rounds + 1):
         found = [run.result(f"eval-{name}", r) for name in names]
@@ -1857,10 +1679,11 @@ def report(run):
         for e in found:
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
             cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
-        training = ("sampled", "before", "imitated", "after", "bootstrap", "values", "trained")
-        seconds = [sum(run.result(stage, r).get("seconds", 0) for stage in stages)
-                   for stages in (("search",), training, [f"eval-{name}" for name in names])]
-        print(f"{f'round {r}' if r else 'base':10}{cells}   {'  '.join(f'{s:8.1f}' for s in seconds)}")
+        evaluations = [f"eval-{name}" for name in names]
+        for stages in ["search"], ["bootstrap", "trained"], evaluations:
+            seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
+            cells += f"{seconds:10.1f}"
+        print(f"{f'round {r}' if r else 'base':10}{cells}")
 
 
 # Rows for other trainers
@@ -1877,7 +1700,8 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
             tokens = [token for i in path for token in tree.nodes[i].tokens]
             return [{"role": "assistant", "content": tokenizer.decode(tokens, **mcts.PLAIN).strip()}]
 
-        right, wrong = path_pairs(tree, n, seed) if kind == "dpo" else draw_paths(tree, n, seed)
+        draw = path_pairs if kind == "dpo" else draw_paths
+        right, wrong = draw(tree, n, seed)
         if kind == "dpo":
             for better, worse in zip(right, wrong):
                 yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
@@ -1892,8 +1716,9 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
 # ---------------------------------------------------------------- the demo's model
 
 
-def arithmetic_tokenizer():
-    """A token for each number and each piece of text between two, such as `.\\n\\n`; decoding is exact."""
+def random_model(folder, seed):
+    """Write a Llama of 0.2M random weights, and its tokenizer: a token for each number and each piece of text
+    between two, such as `.\\n\\n`; decoding is exact."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pieces = ["<pad>", "<eos>", ".", ". ", ".\n\n", "Start with ", f"{tasks.MARKER} ", " = "]
@@ -1904,13 +1729,9 @@ def arithmetic_tokenizer():
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\.\s*|[^\d.]+"), "isolated")
     core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
-                                   chat_template="{{ messages[-1]['content'] }}\n\n")   # needs no instruction
-
-
-def random_model(folder, seed):
-    """Write a Llama of 0.2M random weights, and its tokenizer."""
-    tokenizer = arithmetic_tokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
+        chat_template="{{ messages[-1]['content'] }}\n\n")        # needs no instruction
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
@@ -1928,7 +1749,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     single operations are right: then what is left to learn is not arithmetic but which steps to take.
     """
     start = folder.with_name("random")
-    in_turn(lambda: rank() == 0 and random_model(start, seed))
+    from_rank_0(lambda: random_model(start, seed))
     policy, tokenizer = load_policy(str(start), device, "float32")
     taken = {p["question"] for split in ("train", "test")
              for p in tasks.load_problems("arithmetic", split=split)}
@@ -1940,10 +1761,11 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
             if p["question"] not in taken:
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
-                sample = {"tokens": solution + [tokenizer.eos_token_id], "end": "eos"}
-                examples.append(demonstration(tokenizer, p, sample))
+                prompt = mcts.build_prompt(tokenizer, p["question"])
+                examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
-        right = from_rank_0(share_of_right_operations(policy, tokenizer, probes, seed))
+        share = share_of_right_operations(policy, tokenizer, probes, seed)
+        right = from_rank_0(lambda: share)
         if part > 0 and right >= 0.99:
             break
     if rank() == 0:
@@ -1957,7 +1779,8 @@ def share_of_right_operations(policy, tokenizer, problems, seed):
     with at_own_pace(policy, "probe"):
         samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
     counts = [tasks.single_operations(s.text) for [s] in samples]
-    return sum(right for right, _ in counts) / max(1, sum(done for _, done in counts))
+    right, done = np.sum(counts, 0)
+    return right / max(1, done)
 
 
 DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
@@ -1968,24 +1791,29 @@ DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval
 def show_what_was_learnt(run):
     """Draw a tree of the last round that holds both outcomes; then a correct and a wrong solution with the
     credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call this."""
-    mixed = []
-    for tree in trees_of_round(run):
-        ends = [(n.reward, n.logprob, i) for i, n in enumerate(tree.nodes) if n.terminal and n.valid]
-        likeliest = {reward: i for reward, _, i in sorted(ends)}    # of each outcome
-        if len(likeliest) == 2:
-            visited = sum(n.visits > 0 for n in tree.nodes)
-            mixed.append((abs(visited - 16), tree.question, tree, likeliest))
+    mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
         return rank() > 0 or print("no tree of this round holds both outcomes")
-    _, _, tree, likeliest = min(mixed, key=lambda found: found[:2])
-    paths = {"correct": tree.path(likeliest[1]), "wrong": tree.path(likeliest[-1])}
+
+    def unlike_a_picture(tree):
+        visited = sum(node.visits > 0 for node in tree.nodes)
+        return abs(visited - 16), tree.question
+
+    def likeliest(kind):
+        ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+        such = [i for i in ends if tree.ending(i) == kind]
+        return tree.path(max(such, key=lambda i: tree.nodes[i].logprob))
+
+    tree = min(mixed, key=unlike_a_picture)
+    paths = {kind: likeliest(kind) for kind in ("right", "wrong")}
+    packed = pack(tree, [*paths.values()])
     with torch.no_grad():
-        logprobs = step_logprobs(run.policy, pack(tree, [*paths.values()])).tolist()
+        logprobs = step_logprobs(run.policy, packed).tolist()
     if rank() > 0:
         return
     print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
-    for name, path in paths.items():
-        print(f"\nA {name} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
+    for kind, path in paths.items():
+        print(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
         for i in path:
             credit = tree.credit(i)
             learnt = run.args.beta * (logprobs[i] - tree.nodes[i].logprob)      # sampled by the reference
@@ -2000,81 +1828,72 @@ MATHS = ["gsm8k", "math", "agieval-math"]
 COMMONSENSE = ["obqa", "csqa", "arc", "sciq"]
 
 
-# Flags with a number: by group (default, help); the defaults stand here alone
-NUMBERS = {
-    "format bootstrapping (App. B)": {
-        "bootstrap-questions": (500, "that are sampled, a fifth of them held back; paper: 10000"),
-        "bootstrap-samples": (64, "a question; paper: 64"),
-        "bootstrap-temperature": (0.7, "of those samples"),
-        "bootstrap-lr": (2e-5, "or a fourth or sixteenth, if held-back responses bear no more; paper: 2e-5")},
-    "training (Sec. 4.3)": {
-        "beta": (0.1, "of Eq. 10; paper: 0.1"),
-        "rounds": (3, "paper: 3"),
-        "questions-per-round": (10000, "drawn by seed; paper: 10000"),
-        "paths": (4, "correct, and incorrect, paths a question; paper: 4"),
-        "lr": (5e-7, "after a warmup of a tenth of the steps (20 at least), then a cosine; paper: 5e-7"),
-        "value-lr": (1e-5, "of the critic: the value model, or OREO's"),
-        "epochs": (3, "paper: 3"),
-        "questions-per-step": (16, "an optimiser step; paper: 16 of 8 paths = 128"),
-        "micro-tokens": (4096, "packed tokens in one forward, at most"),
-        "save-minutes": (10.0, "between two saved states of a training")},
-    "evaluation (Sec. 5)": {
-        "trials": (3, "responses to each question; paper: 3"),
-        "temperature": (0.7, "paper: 0.7"),
-        "max-new-tokens": (1024, "a response cut at this length is wrong")}}
-
-
 def make_parser():
     parser = argparse.ArgumentParser(
         description="Direct Value Optimization. Without --model: the demo, nothing to download.")
     add = parser.add_argument_group("model and data").add_argument
     add("--model", help="Hugging Face folder or hub name; paper: Llama-3-8B-Instruct")
     add("--data", nargs="+", metavar="NAME",
-        help="training questions: tasks, or JSON Lines files with question and answer; several are mixed by "
-             "seed (default, paper: metamath)")
+        help="training questions: tasks, or JSON Lines files with question and answer (default: metamath)")
     add("--trees", nargs="+", metavar="FILE", help="train one round on these trees instead of searching")
     add("--eval-data", nargs="*", metavar="NAME",
-        help=f"tasks or files to evaluate on; none: no evaluation (default, paper: {', '.join(MATHS)} after "
-             f"mathematics, {', '.join(COMMONSENSE)} after those; none after your own files)")
+        help=f"tasks or files to evaluate on (default: {', '.join(MATHS)} after mathematics, "
+             f"{', '.join(COMMONSENSE)} after those, none after your own files)")
     add("--eval-limit", type=int, metavar="N", help="evaluate on the first N questions of each")
     add("--out", help="run folder; the same command continues it (default: runs/NAME-OF-MODEL)")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     add("--dtype", choices=("float32", "bfloat16", "float64"),
-        help="what computes (default: float32 on a CPU, else bfloat16); weights in training are float32")
+        help="what computes (default: float32 on a CPU, else bfloat16); master weights are float32")
     add("--device", help="default: the first GPU, else the CPU")
-    add("--export", choices=("dpo", "kto", "sft"),
-        help="write --trees as rows for TRL's trainers to the file --out, and do nothing else")
+    add("--export", choices=("dpo", "kto", "sft"), help="only write --trees to --out, as rows for TRL")
     mcts.add_search_flags(parser)
-    add_training_flags(parser)
+    add_bootstrap_flags(parser.add_argument_group("format bootstrapping (App. B)"))
+    add_training_flags(parser.add_argument_group("training (Sec. 4.3)"))
+    group = parser.add_argument_group("evaluation (Sec. 5)")
+    add_number(group, "trials", 3, "responses to each question; paper: 3")
+    add_number(group, "temperature", 0.7, "paper: 0.7")
+    add_number(group, "max-new-tokens", 1024, "a response cut at this length is wrong")
     return parser
 
 
-def add_training_flags(parser):
-    groups = {name: parser.add_argument_group(name) for name in NUMBERS}
-    for name, flags in NUMBERS.items():
-        for flag, (default, text) in flags.items():
-            groups[name].add_argument(f"--{flag}", type=type(default), default=default, metavar="N",
-                                      help=f"{text} (default: {default:g})")
-    add = groups["format bootstrapping (App. B)"].add_argument
+def add_number(group, flag, default, text):
+    group.add_argument(f"--{flag}", type=type(default), default=default, metavar="N",
+                       help=f"{text} (default: {default:g})")
+
+
+def add_bootstrap_flags(group):
+    add = group.add_argument
     add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-        help="imitate the model's own correct, well-formed responses before the first round, if that helps "
-             "on questions held back")
+        help="imitate the model's own correct, well-formed responses first, if that helps")
     add("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
         help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: few-shot)")
-    add = groups["training (Sec. 4.3)"].add_argument
+    add_number(group, "bootstrap-questions", 500, "that are sampled, a fifth of them held back; paper: 10000")
+    add_number(group, "bootstrap-samples", 64, "a question; paper: 64")
+    add_number(group, "bootstrap-temperature", 0.7, "of those samples")
+    add_number(group, "bootstrap-lr", 2e-5, "or a fourth or sixteenth, if responses held back bear no more")
+
+
+def add_training_flags(group):
+    add = group.add_argument
     add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",
-        help="of the dvo objective; paper: step, and response in Sec. 6.5 (default: step)")
+        help="of the dvo objective; response: Sec. 6.5 (default: step)")
     add("--targets", choices=("search", "value-model"), default="search",
-        help="of the dvo objective: V of the search, or of a value model trained on its trees, as in "
-             "Sec. 4.4.2 (default: search)")
+        help="of the dvo objective: V of the search or of a value model, Sec. 4.4.2 (default: search)")
     add("--keep-unsolved", action="store_true", help="train on questions without a correct path too")
-    add = parser.add_argument_group("memory").add_argument
-    add("--activation-checkpointing", action="store_true",
-        help="recompute decoder blocks in the backward pass")
+    add_number(group, "beta", 0.1, "of Eq. 10; paper: 0.1")
+    add_number(group, "rounds", 3, "paper: 3")
+    add_number(group, "questions-per-round", 10000, "drawn by seed; paper: 10000")
+    add_number(group, "paths", 4, "correct, and incorrect, paths a question; paper: 4")
+    add_number(group, "lr", 5e-7, "after a warmup of a tenth of the steps, 20 at least; paper: 5e-7")
+    add_number(group, "value-lr", 1e-5, "of the critic: the value model, or OREO's")
+    add_number(group, "epochs", 3, "paper: 3")
+    add_number(group, "questions-per-step", 16, "an optimiser step; paper: 16 of 8 paths = 128")
+    add_number(group, "micro-tokens", 4096, "packed tokens in one forward, at most")
+    add_number(group, "save-minutes", 10.0, "between two saved states of a training")
+    add("--activation-checkpointing", action="store_true", help="compute blocks again in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
-    add("--shard-search", action="store_true",
-        help="keep the weights sharded during search: slower, for models that do not fit on one GPU")
+    add("--shard-search", action="store_true", help="search slowly, for models that do not fit on one GPU")
 
 
 def parse_arguments():
@@ -2107,16 +1926,15 @@ def check_arguments(args):
     for name, usual in ("level", "step"), ("targets", "search"):
         if args.objective != "dvo" and getattr(args, name) != usual:
             raise InputError(f"--{name} {getattr(args, name)} goes with --objective dvo only")
-    names = [short_name(task) for task in args.eval_data or []]
+    names = [Path(task).stem for task in args.eval_data or []]
     if len(set(names)) < len(names):
         raise InputError("two of --eval-data have the same name; their results would have one file")
     mcts.check_search(mcts.search_settings(args))
-    least = {"eval_limit": 1}
-    for flags in NUMBERS.values():
-        for flag, (default, _) in flags.items():
-            least[flag.replace("-", "_")] = 1 if isinstance(default, int) else 0
-    least["beta"] = 1e-9
-    tasks.check_range(**{name: (getattr(args, name), value) for name, value in least.items()})
+    for name, value in vars(args).items():
+        least = {int: 1, float: 0}.get(type(value))                 # of counts, of other numbers
+        if least is not None and name not in ("seed", "bootstrap_shots"):
+            tasks.check_range(**{name: (value, least)})
+    tasks.check_range(beta=(args.beta, 1e-9))
 
 
 def default_evaluation(data):
@@ -2150,12 +1968,12 @@ def export_command(args):
         raise InputError(f"--out {args.out} is one of --trees: choose another file for the rows")
     beside = Path(args.trees[0]).parent / "model"
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
-    rows = export(own_trees(args.trees, tokenizer), args.export, tokenizer, args.paths, args.seed)
-    count = 0
+    trees = own_trees(args.trees, tokenizer)
+    rows = list(export(trees, args.export, tokenizer, args.paths, args.seed))
     with open(args.out, "w", encoding="utf-8") as out:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
             tasks.write_line(out, row)
-    print(f"wrote {count} rows to {args.out}")
+    print(f"wrote {len(rows)} rows to {args.out}")
 
 
 def main():
@@ -2168,30 +1986,26 @@ def main():
     problems, eval_sets = in_turn(lambda: load_data(args))          # one rank of each machine downloads
     out = args.out or f"runs/{Path(args.model or 'demo').name}"
     if is_demo and not args.out:
-        out = from_rank_0(rank() == 0 and tempfile.mkdtemp(prefix="dvo-demo-"))
+        out = from_rank_0(lambda: tempfile.mkdtemp(prefix="dvo-demo-"))
     run = Run(out, args)
     if rank() == 0:
         print(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
     if is_demo:
         args.model = str(run.folder / "base")
-        if not from_rank_0(Path(args.model).exists()):
+        if not from_rank_0(Path(args.model).exists):
             make_base(Path(args.model), args.seed, device)
-    run.policy, run.tokenizer = load_policy(args.model, device, args.dtype, offload=args.offload,
-                                            activation_checkpointing=args.activation_checkpointing)
-    run_stages(run, plan_stages(args, problems, eval_sets))
+    run.policy, run.tokenizer = load_policy(
+        args.model, device, args.dtype, offload=args.offload,
+        activation_checkpointing=args.activation_checkpointing)
+    run_stages(run, problems, eval_sets)
     if is_demo:
-        take_weights(run, args.rounds)
+        hold_weights(run, args.rounds)
         show_what_was_learnt(run)
     if rank() == 0:
         report(run)
         print(f"\n{time.time() - start:.0f} s in all. One round more: the same with --out {out} "
               f"--rounds {args.rounds + 1}")
-    leave()
-
-
-def leave():
-    """End a rank, when all have come here: gloo's threads, ended by destructors, now and then abort it."""
-    if world() > 1:
+    if world() > 1:                         # gloo's threads, ended by destructors, now and then abort a rank
         wait_for_ranks("end")
         sys.stdout.flush()
         sys.stderr.flush()

@@ -191,10 +191,10 @@ def train(policy, grown, examples, objective, level, seed, s):
     """Train `policy` with the settings `s`; the log."""
     steps = dvo.schedule(len(examples), 3, 4, seed)
     dvo.add_reference(policy, examples, 4096)
-    learners, mismatched, entries = [dvo.Learner(policy, s.lr)], None, []
+    learners, pairs, entries = [dvo.Learner(policy, s.lr)], [], []
     if objective == "kto":
-        mismatched = dvo.Mismatched(examples, steps, mcts.context_length(policy), seed)
-        mismatched.ask(policy, 4096)
+        pairs = dvo.mismatched(examples, steps, mcts.context_length(policy), seed)
+        dvo.add_reference(policy, sum(pairs, []), 4096)
     if objective == "oreo":
         learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
     if s.targets == "value-model":
@@ -202,19 +202,17 @@ def train(policy, grown, examples, objective, level, seed, s):
         valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
         dvo.train([dvo.Learner(critic, s.value_lr)], valued, dvo.critic_loss,
                   dvo.schedule(len(valued), 3, 4, seed), micro_tokens=4096)
-        values = dvo.evaluate_packs(critic, [e.pack for e in examples], "values", 4096)
+        values = dvo.forward_all(critic, examples, "values", 4096)
         for e, value in zip(examples, values):
             e.take_values(value)
 
-    def loss_fn(e, logprobs, value=None):
-        z0 = mismatched.z0 if mismatched else 0.0
+    def of_step(step):
+        return {"z0": dvo.reference_point(policy, pairs[step], 4096)} if pairs else {}
+
+    def loss_fn(e, logprobs, value=None, z0=0.0):
         return dvo.objective_loss(objective, e, logprobs, beta=s.beta, level=level, z0=z0, value=value)
 
-    def before_step(step):
-        if mismatched:
-            mismatched.update(step, policy, 4096)
-
-    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, before_step=before_step,
+    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, of_step=of_step,
               log=lambda **e: entries.append(e))
     return entries
 
@@ -222,7 +220,7 @@ def train(policy, grown, examples, objective, level, seed, s):
 def rewards(policy, kept, examples, beta):
     """Means over training paths: implicit reward at the end, target, and the most that is attainable, which
     is -beta log pi_ref; of the correct ones also by kind."""
-    outs, groups = dvo.evaluate_packs(policy, [e.pack for e in examples], "rewards", 4096), {}
+    outs, groups = dvo.forward_all(policy, examples, "rewards", 4096), {}
     for tree, e, logprobs in zip(kept, examples, outs):
         for row, correct in zip(e.path, e.correct):
             nodes = [int(i) for i in row.nonzero()]

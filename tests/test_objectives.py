@@ -327,10 +327,10 @@ def many(n=5):
 
 def test_mismatched_paths_come_from_other_questions_of_the_step():
     examples = many()
-    pairs = dvo.Mismatched(examples, [[0, 1, 2], [3, 4]], context=99, seed=0)
-    for packs, chosen in zip(pairs.packs, [{0, 1, 2}, {3, 4}]):
+    drawn = dvo.mismatched(examples, [[0, 1, 2], [3, 4]], context=99, seed=0)
+    for pairs, chosen in zip(drawn, [{0, 1, 2}, {3, 4}]):
         prompts, lenders = set(), set()
-        for p in packs:
+        for p in [pair.pack for pair in pairs]:
             prompt, path = (p.tokens[p.node == k].tolist() for k in (0, 1))
             [lender] = {token // 100 for token in path}             # one path of one question, whole
             assert [token % 100 for token in path] in ([11, 12], [13])
@@ -342,25 +342,22 @@ def test_mismatched_paths_come_from_other_questions_of_the_step():
 
 def test_mismatched_pairs_are_drawn_anew_for_each_step_and_by_seed():
     def tokens(seed):
-        pairs = dvo.Mismatched(many(), [[0, 1, 2, 3, 4]] * 6, context=99, seed=seed)
-        return [[p.tokens.tolist() for p in packs] for packs in pairs.packs]
+        drawn = dvo.mismatched(many(), [[0, 1, 2, 3, 4]] * 6, context=99, seed=seed)
+        return [[pair.pack.tokens.tolist() for pair in pairs] for pairs in drawn]
     drawn_once = tokens(0)
     assert drawn_once == tokens(0) != tokens(1) and len({str(packs) for packs in drawn_once}) > 3
 
 
 def test_mismatched_pairs_stay_within_the_context():
     """Prompts of 1 to 5 tokens with paths of 1 or 2."""
-    packs = dvo.Mismatched(many(), [[0, 1, 2, 3, 4]] * 20, context=4, seed=0).packs
-    lengths = {len(p.tokens) for step in packs for p in step}
+    drawn = dvo.mismatched(many(), [[0, 1, 2, 3, 4]] * 20, context=4, seed=0)
+    lengths = {len(pair.pack.tokens) for pairs in drawn for pair in pairs}
     assert max(lengths) == 4
 
 
 def test_one_question_has_no_mismatched_path():
-    pairs = dvo.Mismatched(many(1), [[0]], context=99, seed=0)
-    assert pairs.packs == [[]]
-    pairs.reference = [[]]
-    pairs.update(0, policy=None, tokens=99)
-    assert pairs.z0 == 0
+    assert dvo.mismatched(many(1), [[0]], context=99, seed=0) == [[]]
+    assert dvo.reference_point(policy=None, pairs=[], tokens=99) == 0
 
 
 @pytest.mark.parametrize("shift, z0", [(0.0, 0.0), (0.5, 0.5), (-0.5, 0.0)])
@@ -368,10 +365,10 @@ def test_reference_point_is_the_mean_log_ratio_and_not_negative(shift, z0):
     def policy(packs):
         return [torch.tensor([0.0, -float(len(p.tokens))]) for p in packs]
 
-    pairs = dvo.Mismatched(many(4), [[0, 1, 2, 3]], context=99, seed=0)
-    pairs.reference = [[-len(p.tokens) - shift + (-1) ** k * 0.25 for k, p in enumerate(pairs.packs[0])]]
-    pairs.update(0, policy, tokens=8)                               # log-ratios around the shift
-    assert pairs.z0 == pytest.approx(z0)
+    [pairs] = dvo.mismatched(many(4), [[0, 1, 2, 3]], context=99, seed=0)
+    for k, pair in enumerate(pairs):
+        pair.reference[1] = -len(pair.pack.tokens) - shift + (-1) ** k * 0.25
+    assert dvo.reference_point(policy, pairs, tokens=8) == pytest.approx(z0)    # log-ratios around the shift
 
 
 def test_kto_training_asks_for_the_reference_point_before_each_step():
@@ -383,16 +380,17 @@ def test_kto_training_asks_for_the_reference_point_before_each_step():
     for e in examples:
         e.reference = dvo.step_logprobs(policy, e.pack).detach()
     steps = [[0, 1, 2, 3]] * 2
-    pairs = dvo.Mismatched(examples, steps, context=99, seed=0)
-    pairs.ask(policy, 1000)
-    pairs.reference = [[value - 1 for value in step] for step in pairs.reference]
+    pairs = dvo.mismatched(examples, steps, context=99, seed=0)
+    dvo.add_reference(policy, sum(pairs, []), 1000)
+    for pair in sum(pairs, []):
+        pair.reference = pair.reference - 1
 
-    def loss_fn(e, logprobs):
-        seen.append(pairs.z0)
-        return dvo.objective_loss("kto", e, logprobs, z0=pairs.z0)
+    def loss_fn(e, logprobs, z0):
+        seen.append(z0)
+        return dvo.objective_loss("kto", e, logprobs, z0=z0)
 
     dvo.train([dvo.Learner(policy, 1e-2)], examples, loss_fn, steps, micro_tokens=1000,
-              before_step=lambda step: pairs.update(step, policy, 1000))
+              of_step=lambda step: {"z0": dvo.reference_point(policy, pairs[step], 1000)})
     assert seen[:4] == pytest.approx([1.0] * 4, abs=1e-4)           # the log-ratio we planted
     assert len(set(seen[4:])) == 1 and abs(seen[4] - 1) > 1e-3
 
