@@ -372,6 +372,10 @@ class Policy(nn.Module):
         """Step log-probs of packs; without packs the LM's own output: FSDP serves this method alone."""
         if packs is None:
             return self.lm(**inputs)
+        longest = 1 + max(p.position.max() for p in packs)
+        if longest > mcts.context_length(self):
+            raise InputError(f"a solution has {longest} tokens with its prompt, more than the model's "
+                             f"context of {mcts.context_length(self)}: leave it out")
         batch = collate(packs, self.device)
         hidden = hidden_states(self.lm, batch)                      # (B * T, D)
         logits_of = mcts.logits_of(self.lm)
@@ -1015,8 +1019,10 @@ def at_own_pace(module, name, shard_search=False):
     blocks = sharded_blocks(module)
     if blocks and shard_search:
         hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
-        yield
-        hook.remove()
+        try:
+            yield
+        finally:
+            hook.remove()
         with torch.no_grad():
             while somebody_works(False):
                 module(packs=[one_step([0], [0]).pack])             # the smallest
@@ -1024,12 +1030,14 @@ def at_own_pace(module, name, shard_search=False):
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
         block.unshard()
-    yield
-    wait_for_ranks(name)
-    for block in blocks:
-        is_root = block is module                                   # as FSDP does by default
-        block.set_reshard_after_forward(not is_root, recurse=False)
-    reshard(module)
+    try:
+        yield
+        wait_for_ranks(name)
+    finally:
+        for block in blocks:
+            is_root = block is module                               # as FSDP does by default
+            block.set_reshard_after_forward(not is_root, recurse=False)
+        reshard(module)
 
 
 def somebody_works(me):
@@ -1159,7 +1167,7 @@ class Run:
     """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on. The same
     command continues it. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
-            "activation_checkpointing", "save_minutes"}     # may change between starts: results do not
+            "activation_checkpointing", "save_minutes", "format"}   # may change: results do not
 
     def __init__(self, folder, args):
         self.folder = Path(folder)
@@ -1324,7 +1332,8 @@ def sample_responses(run, name, problems, shots=None):
     if shots is not None:
         n, temperature = args.bootstrap_samples, args.bootstrap_temperature
     mine = run.unfinished(name, problems)
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], WORKED[:shots or 0]) for p in mine]
+    worked = WORKED[:shots or 0]
+    prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
     label = f"round {run.round}: {name}"
     tokens = len(mine) * n * args.max_new_tokens
     lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
@@ -1333,8 +1342,8 @@ def sample_responses(run, name, problems, shots=None):
         for i, samples in mcts.stream(
                 run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
                 max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
-                progress=bar.update):
-            record = tasks.judge(mine[i], samples)
+                format=args.format, progress=bar.update):
+            record = tasks.judge(mine[i], samples, args.format.marker)
             if shots is not None:
                 record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
             tasks.write_line(lines, record)
@@ -1381,8 +1390,10 @@ def bootstrap(run, problems):
     is_better = after["both"] > before["both"]
     if rank() == 0:
         print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
-              f"{before['responses']} to questions held back right and well-formed before and after (both): "
-              f"{before['both']:.1%}, {after['both']:.1%}")
+              f"{before['responses']} to questions held back:")
+        for name, shares in ("before", before), ("after", after):
+            print(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
+                  f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
         if not is_better:
             print("no gain: the rounds start from the base as it was given")
     if not is_better:
@@ -1400,11 +1411,11 @@ def measure_form(run, name, problems):
     total = Counter()
     for response in responses:
         text, is_whole = response["response"], response["tokens"] < run.args.max_new_tokens
-        is_well_formed = is_whole and has_steps(text)
+        is_well_formed = is_whole and has_steps(text, run.args.format)
         total["right"] += response["correct"]
         total["well_formed"] += is_well_formed
         total["both"] += response["correct"] and is_well_formed
-        total["steps"] += 1 + text.strip().count("\n\n")
+        total["steps"] += 1 + text.strip().count(run.args.format.step_end)
         total["tokens"] += response["tokens"]
     n = max(1, len(responses))
     found = {key: total[key] / n for key in ("right", "well_formed", "both")}
@@ -1413,10 +1424,9 @@ def measure_form(run, name, problems):
     return found
 
 
-def has_steps(text):
+def has_steps(text, format):
     """Whether a response has several steps and announces its answer."""
-    seen = tasks.visible(text)
-    return "\n\n" in seen.strip() and tasks.MARKER in seen
+    return format.step_end in text.strip() and format.announces(text)
 
 
 def demonstrations(run, records, most=4):
@@ -1427,21 +1437,21 @@ def demonstrations(run, records, most=4):
         good = []
         for sample, response in zip(record["samples"], record["responses"]):
             is_whole = sample["end"] in ("eos", "answer")
-            if response["correct"] and is_whole and has_steps(response["response"]):
+            if response["correct"] and is_whole and has_steps(response["response"], run.args.format):
                 good.append(sample)
         rng = generator(run.args.seed, record["question"])
         for i in rng.permutation(len(good))[:most]:
-            found.append(demonstration(run.tokenizer, record, good[i]))
+            found.append(demonstration(run.tokenizer, record, good[i], run.args.format))
     return found
 
 
-def demonstration(tokenizer, problem, sample):
+def demonstration(tokenizer, problem, sample, format):
     """The Example of one correct response to imitate, after the prompt without worked examples. One that
     ended with its answer's blank line goes on to EOS: elsewhere, the model has to stop by itself."""
     tokens = list(sample["tokens"])
     if sample["end"] == "answer" and tokenizer.eos_token_id is not None:
         tokens.append(tokenizer.eos_token_id)
-    return one_step(mcts.build_prompt(tokenizer, problem["question"]), tokens)
+    return one_step(mcts.build_prompt(tokenizer, problem["question"], format=format), tokens)
 
 
 def imitate(policy, examples, lr, batch, seed, **how):
@@ -1489,7 +1499,7 @@ def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
     mine = run.unfinished("trees", problems)
-    settings = mcts.search_settings(args) | {"seed": args.seed + run.round}
+    settings = mcts.search_settings(args) | {"seed": args.seed + run.round, "format": args.format}
     lines = tasks.open_lines(run.file(f"trees.rank{rank()}.jsonl"))
     label = f"round {run.round}: search"
     with (lines, at_own_pace(run.policy, label, args.shard_search),
@@ -1645,7 +1655,7 @@ def model_card(run):
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
-    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION"))
+    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION", format=args.format))
     return f"""\
 # {args.model} after {how}
 
@@ -1741,6 +1751,9 @@ def random_model(folder, seed):
     tokenizer.save_pretrained(folder)
 
 
+BARE = mcts.Format(instruction="")      # the demo's model knows no words in which to instruct it
+
+
 def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     """Train the demo's base model from random weights on worked solutions of chains of `low` to `high`
     operations, none of them a question of the demo's own data, and save it in `folder`.
@@ -1761,7 +1774,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
             if p["question"] not in taken:
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
-                prompt = mcts.build_prompt(tokenizer, p["question"])
+                prompt = mcts.build_prompt(tokenizer, p["question"], format=BARE)
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
         share = share_of_right_operations(policy, tokenizer, probes, seed)
@@ -1775,7 +1788,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
 
 def share_of_right_operations(policy, tokenizer, problems, seed):
     """Of the steps that do one operation, in one response to each of `problems`."""
-    prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in problems]
+    prompts = [mcts.build_prompt(tokenizer, p["question"], format=BARE) for p in problems]
     with at_own_pace(policy, "probe"):
         samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
     counts = [tasks.single_operations(s.text) for [s] in samples]
@@ -1907,6 +1920,7 @@ def parse_arguments():
     args = parser.parse_args()
     check_arguments(args)
     args.data = args.data or ["metamath"]
+    args.format = mcts.Format() if args.model else BARE
     if args.model:
         args.model = os.path.normpath(args.model)                   # MODEL and MODEL/ are one
     if args.eval_data is None:

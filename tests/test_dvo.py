@@ -153,6 +153,15 @@ def test_a_pack_beyond_the_window_is_exact():
         assert packed[tree.path(end)].tolist() == pytest.approx([s.item() for s in steps], abs=1e-9)
 
 
+def test_a_pack_beyond_the_context_is_refused():
+    """40 tokens for a model that was made for 32."""
+    lm = tiny.model(chances=None, max_position_embeddings=32)
+    tree = mcts.Tree("q", "a", prompt=list(range(5, 25)))
+    end = tree.add(mcts.Node(0, list(range(30, 50))))
+    with pytest.raises(tasks.InputError, match="has 40 tokens .* context of 32"):
+        dvo.step_logprobs(lm, dvo.pack(tree, [[end]]))
+
+
 def test_training_log_probs_are_those_of_sampling(searched):
     """What was sampled is what is trained on: the packed forward gives each stored log-prob, EOS included."""
     model, tree, ends = searched
@@ -481,14 +490,14 @@ def test_worked_examples_where_there_is_no_template_or_on_request(tmp_path, inpu
 
 def test_worked_examples_are_graded_right_and_well_formed():
     for question, solution in dvo.WORKED:
-        assert dvo.has_steps(solution) and 4 <= solution.count("\n\n") + 1 <= 5
+        assert dvo.has_steps(solution, mcts.Format()) and 4 <= solution.count("\n\n") + 1 <= 5
         assert tasks.extract_answer(solution) in ("32", "5", "B")
 
 
 def test_a_demonstration_goes_on_to_eos(tok):
     """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
     problem = {"question": "Add 3 to 4.", "answer": "7"}
-    last = {end: dvo.demonstration(tok, problem, {"tokens": [9, 8], "end": end}).pack.tokens.tolist()[-2:]
+    last = {end: dvo.demonstration(tok, problem, {"tokens": [9, 8], "end": end}, mcts.Format()).pack.tokens.tolist()[-2:]
             for end in ("answer", "eos")}
     assert last == {"answer": [8, tok.eos_token_id], "eos": [9, 8]}
 
