@@ -7,6 +7,7 @@ What it wrongly accepts a policy learns to say, so where it is in doubt it says 
 run. Importing this file costs milliseconds: neither torch nor transformers.
 """
 import argparse
+import contextlib
 import decimal
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import operator
 import os
 import random
 import re
+import statistics
 import sys
 import time
 import unicodedata
@@ -45,8 +47,7 @@ def check_range(**settings):
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Tasks: where each file comes from, and how one row of it becomes a question and an answer
+# Tasks: how one row of each becomes a question and an answer, and where its files come from ---------------
 
 
 def _pair(row, seed):
@@ -65,7 +66,8 @@ def _gsm8k(row, seed):
     answer = _after("####", row["answer"]).strip()
     if "\n" in answer:
         raise ValueError("the answer goes on after the line that starts with ####")
-    return row["question"], answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+    is_number = re.fullmatch(r"[-+$ ]*\d{1,3}(?:,\d{3})+(?:\.\d+)?", answer)
+    return row["question"], answer.replace(",", "") if is_number else answer
 
 
 def _math(row, seed):
@@ -111,80 +113,68 @@ def _by_form(row, seed):
     return convert(row, seed)
 
 
-def _files(address, **splits):
-    for split, (file, path, digest) in splits.items():
-        splits[split] = (file, address + path, digest)
-    return splits
-
-
-_THOUSANDS = re.compile(r"[-+$ ]*\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _GITHUB = "https://raw.githubusercontent.com/"
+_GSM8K = _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/"
+_MATH = _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/"
+_PRM800K = "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
+_AGIEVAL = _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/math.jsonl"
+_METAMATH = "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/MetaMathQA-395K.json"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
-_CSQA_DEV = ("csqa_dev_rand_split.jsonl", "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
+_OBQA = _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/"
+_ARC = _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-"
+_CSQA = "https://s3.amazonaws.com/commensenseqa/"
+_CSQA_DEV = ("csqa_dev_rand_split.jsonl", _CSQA + "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
 
 # task: (row converter, {split: (file name, address, digest)}). A digest is the first 32 hexadecimal digits of
 # the file's sha256, or the 40 of its git blob id, or empty where none is known
 TASKS = {
-    "gsm8k": (_gsm8k, _files(
-        _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/",
-        train=("gsm8k_train.jsonl", "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
-        test=("gsm8k_test.jsonl", "test.jsonl", "3730d312f6e3440559ace48831e51066"))),
-    "math": (_math, _files(  # the paper's 7,500 and 5,000 problems
-        _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/",
-        train=("math_7500_train.jsonl", "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
-        test=("math_5000_test.jsonl", "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b"))),
-    "math500": (_math, _files(
-        "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
-        "prm800k/math_splits/",
-        test=("math500_test.jsonl", "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5"))),
-    "agieval-math": (_pair, _files(
-        _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/",
-        test=("agieval_math.jsonl", "math.jsonl", "43e783af2025318125a96a970a0df379"))),
-    "metamath": (_metamath, _files(
-        "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/",
-        train=("MetaMathQA-395K.json", "MetaMathQA-395K.json", "fb39a5d8c05c042ece92eae37dfd5ea4"))),
-    "obqa": (_choice, _files(
-        _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/",
-        train=("openbookqa_main_train.jsonl", "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
-        dev=("openbookqa_main_dev.jsonl", "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
-        test=("openbookqa_main_test.jsonl", "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd"))),
-    "csqa": (_choice, _files(
-        "https://s3.amazonaws.com/commensenseqa/",
-        train=("csqa_train_rand_split.jsonl", "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
-        dev=_CSQA_DEV,
-        test=_CSQA_DEV)),  # the answers of its test split are not public
-    "arc": (_choice, _files(
-        _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-",
-        train=("arc_challenge_train.jsonl", "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
-        dev=("arc_challenge_dev.jsonl", "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
-        test=("arc_challenge_test.jsonl", "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81"))),
-    "sciq": (_sciq, _files(
-        _MIRROR + "SciQ/",
-        train=("sciq_train.json", "train.json", ""),
-        dev=("sciq_valid.json", "valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
-        test=("sciq_test.json", "test.json", "7340983c427dc2ffd3dccf1adb758b6c"))),
+    "gsm8k": (_gsm8k, {
+        "train": ("gsm8k_train.jsonl", _GSM8K + "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
+        "test": ("gsm8k_test.jsonl", _GSM8K + "test.jsonl", "3730d312f6e3440559ace48831e51066")}),
+    "math": (_math, {  # the paper's 7,500 and 5,000 problems
+        "train": ("math_7500_train.jsonl", _MATH + "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
+        "test": ("math_5000_test.jsonl", _MATH + "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b")}),
+    "math500": (_math, {"test": (
+        "math500_test.jsonl", _PRM800K + "prm800k/math_splits/test.jsonl", "35dc41080a3680858b27fa7e0533d2d5")}),
+    "agieval-math": (_pair, {"test": ("agieval_math.jsonl", _AGIEVAL, "43e783af2025318125a96a970a0df379")}),
+    "metamath": (_metamath, {
+        "train": ("MetaMathQA-395K.json", _METAMATH, "fb39a5d8c05c042ece92eae37dfd5ea4")}),
+    "obqa": (_choice, {
+        "train": ("openbookqa_main_train.jsonl", _OBQA + "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
+        "dev": ("openbookqa_main_dev.jsonl", _OBQA + "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
+        "test": ("openbookqa_main_test.jsonl", _OBQA + "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd")}),
+    "csqa": (_choice, {
+        "train": ("csqa_train_rand_split.jsonl", _CSQA + "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
+        "dev": _CSQA_DEV,
+        "test": _CSQA_DEV}),  # the answers of its test split are not public
+    "arc": (_choice, {
+        "train": ("arc_challenge_train.jsonl", _ARC + "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
+        "dev": ("arc_challenge_dev.jsonl", _ARC + "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
+        "test": ("arc_challenge_test.jsonl", _ARC + "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81")}),
+    "sciq": (_sciq, {
+        "train": ("sciq_train.json", _MIRROR + "SciQ/train.json", ""),
+        "dev": ("sciq_valid.json", _MIRROR + "SciQ/valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
+        "test": ("sciq_test.json", _MIRROR + "SciQ/test.json", "7340983c427dc2ffd3dccf1adb758b6c")}),
     "arithmetic": (None, {"train": 600, "test": 300}),  # generated below; the numbers of problems
 }
 
-# ----------------------------------------------------------------------------------------------------------
-# Loading
+# Loading --------------------------------------------------------------------------------------------------
 
 
 def load_problems(name: str | Path | list, *, split: str = "test", limit: int | None = None,
                   data_dir: str | Path | None = None, seed: int = 0) -> list[dict]:
-    """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}.
+    """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}; repeated questions are dropped.
 
     Args:
-        name: a task, or the path of a file: JSON Lines or one JSON list with the fields question and answer, or
-            in the form of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
+        name: a task; or a file, JSON Lines or one JSON list, with the fields question and answer or in the form
+            of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
         split: "train", "dev" or "test", where the task has it.
         limit: keep at most this many problems, the first ones; at least 1.
-        data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo).
+        data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo), into which a
+            file that is in neither is downloaded.
         seed: orders a mixture, and the options where the source has no order (SciQ).
 
-    A file found nowhere is downloaded into the cache folder. Repeated questions are dropped and counted.
-    Raises InputError for an unknown task or split, a failed download, and a missing, empty or malformed file,
-    with the line named.
+    Raises InputError for an unknown task or split, a failed download, and an unusable file, naming the line.
     """
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
@@ -201,10 +191,19 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     elif split not in files:
         raise InputError(f"{name} has no split {split!r}: choose one of {', '.join(files)}.")
     elif name == "arithmetic":
-        return arithmetic(min(files[split], limit or files[split]), seed=split)
+        return _generated(split, files)[:limit]
     else:
         path = _locate(*files[split], data_dir)
     return _problems(path, convert, limit, seed)
+
+
+def _generated(split, sizes):
+    """The problems of one split of the arithmetic task, without those of the test split in another."""
+    test = arithmetic(sizes["test"], seed="test")
+    if split == "test":
+        return test
+    drawn = arithmetic(sizes[split] + len(test), seed=split)
+    return [problem for problem in drawn if problem not in test][:sizes[split]]
 
 
 def _problems(path, convert, limit, seed):
@@ -273,7 +272,8 @@ def _download(url, path, digest):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(url, str(partial), hash_prefix=None if is_git else digest)
-        if is_git and _git_blob(partial) != digest:
+        content = partial.read_bytes() if is_git else b""
+        if is_git and hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != digest:
             raise OSError(f"its git blob id is not {digest}")
         os.replace(partial, path)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another sha256
@@ -283,13 +283,7 @@ def _download(url, path, digest):
             partial.unlink()
 
 
-def _git_blob(path):
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The arithmetic task: generated, nothing to download
+# The arithmetic task: generated, nothing to download -------------------------------------------------------
 
 OPERATIONS = {
     "Add": ("+", operator.add),
@@ -352,30 +346,35 @@ def single_operations(text: str) -> tuple[int, int]:
     (1, 2)
     """
     apply = dict(OPERATIONS.values())
-    right = done = 0
-    for a, sign, b, result in re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE):
-        done += 1
-        right += apply[sign](int(a), int(b)) == int(result)
-    return right, done
+    steps = re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE)
+    right = [apply[sign](int(a), int(b)) == int(result) for a, sign, b, result in steps]
+    return sum(right), len(steps)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Extraction: the final answer in a response
+# Extraction: the final answer in a response ---------------------------------------------------------------
 
 MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
-_STATED = re.compile(r"""
-    \\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])  |  <answer>  |  答案\s*[是为]?\s*:?
-  | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
-  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b
-    (?!\s+(?:correct|right|wrong|not)\b)
-  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  ^A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
-_SENTENCE_END = re.compile(r"""(?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])|<\||</""")
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
+_STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
+  | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
+  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
+    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?\**\s+(?:is|must\s+be|would\s+be)\b
+    (?!\s+(?:correct|right|wrong|not)\b)
+  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+_SENTENCE_END = re.compile(r"""(?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])|<\||</""")
+_STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
-_BRACE = re.compile(r"\\.|[{}]", re.S)
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
+
+# What denies a statement, or takes it back: before it, beside a box, in the sentence after it
+_DENIAL = re.compile(r"""n't\b | \b(?:not|never|no|nor|neither|nobody|cannot|wrong|false|incorrect|suppose|if
+    |unless|whether|wait|kidding|alternatively|instead|(?<=[^\s]\s)or)\b | \b(?:twice|half|than|digit\s+of)\s+(?:the\s)?\Z""",
+    re.I | re.X)
+_OPERATED = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")  # before a box: a part of a formula
+_OPERATES = re.compile(r"""\$?\s*(?:or\b|[-+*/^!\d]|\.\d|\\(?:times|cdot)) | [A-Za-z] | \\(?!text|end|q?quad|mbox)[A-Za-z]
+    | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
 def visible(text: str) -> str:
@@ -403,8 +402,12 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     """
     _require_text(text, marker)
     text = _shown(text)
-    rest = _after_last(_announcement(marker), text)
-    if found := _boxed(rest) or _sentence(rest):
+    mark = _FINAL if marker == MARKER else re.compile(re.escape(marker))
+    ends = [use.end() for use in mark.finditer(text)]
+    rest = text[ends[-1]:] if ends else ""
+    if found := _sentence(rest):
+        if _BOX.search(found):
+            found = _boxed(rest) or found
         return _last_stated(found) or found  # "Final Answer: the answer is 5"
     return _last_stated(text)
 
@@ -422,42 +425,44 @@ def _shown(text):
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
 
 
-@functools.cache
-def _announcement(marker):
-    if marker == MARKER:
-        return _FINAL
-    return re.compile(re.escape(marker))
-
-
-def _after_last(pattern, text):
-    ends = [use.end() for use in pattern.finditer(text)]
-    return text[ends[-1]:] if ends else ""
-
-
 def _last_stated(text):
     end = len(text)
     for use in list(_STATED.finditer(text))[:-6:-1]:
-        part = text[:end]
         is_box = "box" in use[0]
-        if found := _boxed(part) if is_box else _sentence(part[use.end():]):
+        if is_box:
+            found = _boxed(text[:end])
+        else:
+            found = not _is_denied(text[:use.start()]) and _sentence(text[use.end():end])
+        if found:
             return found
         end = use.start()
     return None
 
 
+def _is_denied(before):
+    """Whether the clause that leads up to a statement denies it."""
+    clause = re.split(r"[.,;:!\n]|\b(?:so|but|and)\b", before[-60:])[-1]
+    return _DENIAL.search(clause)
+
+
 def _boxed(text):
-    """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None."""
+    """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None where
+    it is denied, or a part of a formula."""
     found = []
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         end = _box_end(text, box.end())
-        if end is None or found and not _are_joined(text, end, start):
+        if end is None or found and not (0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)):
             break
+        if not found and (_OPERATES.match(text, end) or _DENIAL.search(re.split(r"[.,;:\n]", text[end:end + 60])[0])):
+            return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
         found.insert(0, content)
         start = box.start()
+    if _OPERATED.search(text, max(0, start - 9), start) or _is_denied(text[:start]):
+        return None
     return ", ".join(dict.fromkeys(found)) or None
 
 
@@ -465,27 +470,25 @@ def _box_end(text, start):
     if text[start] != "{":  # \boxed7
         return re.compile(r"\\[A-Za-z]+|\w").match(text, start).end()
     depth = 0
-    for brace in _BRACE.finditer(text, start):
+    for brace in re.compile(r"\\.|[{}]", re.S).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return brace.end()
     return None
 
 
-def _are_joined(text, end, start):
-    return 0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)
-
-
 def _sentence(rest):
-    """The rest of the sentence after a marker, which may open with display mathematics over several lines."""
+    """The rest of the sentence or display after a marker; all that follows where the next sentence denies it."""
     rest = rest.lstrip(" \t\r\n:*=")
-    for opening, closing in (("$$", "$$"), (r"\[", r"\]")):
-        if rest.startswith(opening) and (end := rest.find(closing, 2)) > 0:
-            return rest[2:end].strip()
-    line, _, more = rest.partition("\n")
-    if line.rstrip(" *").endswith(":") and more.strip():  # "The sum is:", and then the sum
-        return _sentence(more)
-    line = _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t\r*\"'`").rstrip("*. ")
+    while heading := re.match(r"[^\n]*:[ *]*\n\s*(?=\S)", rest):  # "The sum is:", and then the sum
+        rest = rest[heading.end():].lstrip(":*=")
+    if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
+        return (display[1] or display[2]).strip()
+    line = rest
+    if end := _STATEMENT_END.search(rest):
+        following = re.split(r"[.\n]", rest[end.end():end.end() + 80].lstrip())[0]
+        line = rest if _DENIAL.search(following) else rest[:end.start()]
+    line = line.strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
 
@@ -515,21 +518,19 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 # The value that a sentence states
 
 _VERB = re.compile(r"\b(?:is|are|was|were|equals?|has|have|had|gets?|got|makes?|gives?|becomes?)\b|'s\b|:\s")
-_DOUBTED = re.compile(r"""\b(?:think|doubt|wrong|false|incorrect|if|unless|whether|perhaps|maybe|guess)\b | \?
+_DOUBT = re.compile(r"""\b(?:think|doubt|wrong|false|incorrect|if|unless|whether|perhaps|maybe|guess|assume|let|next
+    |then\smultiply|mistake|estimate|extraneous|impossible|rejects?|fails?|exclud\w+|might|bound)\b | \?
     | \d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I | re.X)
-_HEDGED = re.compile(r"""n't\b | \b(?:not|no|never|neither|nor|cannot|without|between|than|at\s(?:least|most)|up\sto
-    |over|under|above|below|about|around|approximately|roughly|nearly|almost|close|or|either|might|may|can|could
-    |would|should|minus|negative|except|instead|rather|off|short|debt|exceeds?|unlikely|but|ruled?|lacks?|far
-    |beyond|sa(?:id|ys?)|claims?|too|point|divided|divisible|power
-    |step|option|question|(?:square|cube|root|log|reciprocal|opposite|inverse|multiple|factor)\sof)\b""", re.I | re.X)
+_HEDGE = re.compile(_DENIAL.pattern + r"""
+    | \b(?:without|between|than|at\s(?:least|most)|up\sto|over|under|above|below|about|around|like|ends|approximately
+    |roughly|nearly|almost|close|near|outside|either|may|can|could|would|should|minus|negative|except|rather|off
+    |short|debt|exceeds?|unlikely|different|but|ruled?|lacks?|far|beyond|sa(?:id|ys?)|claims?|too|point|divided
+    |divisible|power|step|option|question|followed|repeated|subtracted|number\safter
+    |(?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial|complement|subset
+    |successor)\sof)\b""", re.I | re.X)
 _CIRCUMSTANCE = re.compile(r"""\b(?:after|before|in|within|for|during|per|every|each|from|by|on|since|until|with|at
-    |age|aged|when|where)\s+(?:the\s+|all\s+)?\Z""", re.I | re.X)
-_VALUE = re.compile(r"""(?:(?:
-      \\begin\{[a-z]+\}.*?\\end\{[a-z]+\}
-    | [(\[][^()\[\]A-Za-z]*,[^()\[\]]*[)\]]                                # a point or an interval
-    | \\[A-Za-z]+ | \d(?:[\d,]*\d)?(?:\.\d+)? | \.\d+ | [-+*/^=<>:!%°|{}()_]
-    | (?<![A-Za-z\\'])(?![aAI]\s+[\w\\])[A-Za-z](?![A-Za-z'])              # a letter, but no article
-    )\s?)+""", re.X)
+    |through|age|aged|when|where)\s+(?:(?:the|all)\s+)?\Z""", re.I | re.X)
+_PROSE = re.compile(r"((?:(?<![\\{\w'-])(?:[A-Za-z][A-Za-z']+|[aAI])(?![\w^_-])[\s,;:.]*)+)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 
@@ -541,55 +542,48 @@ def _stated_value(text):
     last_line = text.rpartition("\n")[2]
     sentences = [part for part in _SENTENCE_END.split(last_line) if part.strip(" .")]
     sentence = _ASIDE.sub("", sentences[-1]) if sentences else ""
-    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)
-    has_parts = any(_unit(word.casefold()) in _PARTS for word in words)  # 5 and a half
-    if len(words) < 2 or has_parts or _DOUBTED.search(sentence):
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)) < 2 or _DOUBT.search(sentence):
         return None
-    verbs = list(_VERB.finditer(sentence))
-    clauses = [sentence[verbs[-1].end():]] if verbs else []
-    for clause in [*clauses, sentence]:
-        if values := _values(clause):
-            return None if _HEDGED.search(clause) or len(values) > 1 else values[0]
-    return None
+    clause = _VERB.split(sentence)[-1]
+    if not _values(clause):
+        clause = sentence
+    values = _values(clause)
+    return values[0] if len(values) == 1 and not _HEDGE.search(clause) else None
 
 
 def _values(clause):
     """The values in a clause, without those of circumstance ("after 7 days") where others are there."""
     stated = []
     others = []
-    for run in _VALUE.finditer(clause):
-        value = run[0].strip(" =:*/^,;|")
-        before = clause[:run.start()]
-        after = clause[run.end():]
-        word = re.match(r"\s*([A-Za-z]*)", after)[1].casefold()
-        is_cut = "\\" in before[-1:] + after[:1]
-        if word in _SCALES or _unit(word) in _KNOWN_UNITS:
-            value = f"{value} {word}"
-        elif after[:1].isalpha() and run[0][-1] != " ":  # 3rd
-            continue
+    pieces = ["", *_PROSE.split(_WRAPPED.sub(r" \1 ", clause)), ""]  # prose, then a value, and so on
+    for before, value, after in zip(pieces[::2], pieces[1::2], pieces[2::2]):
+        value = value.strip(" ,;:.=")
         if not re.search(r"\d|\\", value):
             continue
-        is_part = is_cut or value.endswith("-") or before[-1:].isalnum()  # a 7-day trip, B12
-        if is_part or _CIRCUMSTANCE.search(before):
-            others.append(value)
-        else:
-            stated.append(value)
+        word = after.partition(" ")[0].casefold()
+        if word in ("square", "cubic", "sq"):
+            value += f" {' '.join(after.split()[:2])}"
+        elif word in _SCALES or _unit(word) in _KNOWN_UNITS:
+            value += f" {word}"
+        elif _alters(_unit(word)):  # 5 and a half
+            value += " and more"
+        (others if _CIRCUMSTANCE.search(before) else stated).append(value)
     return stated or others
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Equivalence: equal as option or as text, else read as mathematics and compared by value
+# Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------
 
 # Beyond these limits two answers are equal only as text
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)\].:]*)(.*)", re.I | re.S)
-_REASON = re.compile(r"[\s,;.:(-]*(?:because|since|as|is (?:the )?(?:correct|right|best)|not [A-J]\b)", re.I)
+_VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*\Z", re.I)
+_REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_BECAUSE = re.compile(r"[\s,;.(-]+(?:because|since)\b", re.I)
+_MORE = re.compile(r"\b(?:all|both|every\w*|eliminated|also|as\s+well|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
+_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
-_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|[A-J][).:])|\A\s*(?:or\b|and\b|/|\?)")
 
 
 def is_equiv(prediction: str, answer: str) -> bool:
@@ -623,17 +617,24 @@ def _is_option(prediction, letter, text):
     chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
     if chosen is None or chosen[1].upper() != letter:
         return False
-    rest = chosen[3].strip()
-    if not rest or _REASON.match(chosen[3]):
+    rest = _VERDICT.sub("", chosen[3])
+    words, *reason = _REASON.split(rest, maxsplit=1)
+    is_apart = chosen[2] or re.match(r"\s*[,(:-]", rest)
+    if text and is_apart and _same_answer(_without_dash(rest), text):
         return True
-    if not chosen[2] and rest[0] not in ",(-:":
+    if reason and (_DENIAL.search(reason[0]) or _MORE.search(reason[0])):
         return False
-    if not text:
-        return _WORDS.match(chosen[3]) is not None and _OTHER_LABEL.search(rest) is None
-    words = re.sub(r"\A[,:]?\s*(?:-\s)?", "", rest)
-    if words.startswith("(") and words.endswith(")"):
-        words = words[1:-1]
-    return any(_same_answer(part, text) for part in (words, _BECAUSE.split(words)[0]))
+    if not words.strip():
+        return True
+    if text:
+        return bool(is_apart) and _same_answer(_without_dash(words), text)
+    is_doubted = any(pattern.search(words) for pattern in (_DENIAL, _DOUBT, _MORE, _OTHER_LABEL))
+    return bool(is_apart and _WORDS.match(words) and not is_doubted)
+
+
+def _without_dash(words):
+    words = re.sub(r"\A\s*[,:]?\s*(?:-\s)?", "", words)
+    return words[1:-1] if words.startswith("(") and words.endswith(")") else words
 
 
 def _same_answer(prediction, answer, is_option=False):
@@ -659,7 +660,7 @@ _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
 _CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
 _UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
+    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
     "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ",
     "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ",
     "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": ""})
@@ -675,7 +676,7 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace("...", "…")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = text.strip(" \t\r\n*`\"'").rstrip(" .;,:*`\"'\n\\")
+    text = text.strip(" \t\r\n*`\"'").rstrip(" .;,:`\"'\n\\")
     text = _CONNECTIVE.sub("", text)
     if whole := _DELIMITED.fullmatch(text):
         text = whole[1] or whole[2] or whole[3] or ""
@@ -694,7 +695,7 @@ def _translate(text):
 
 
 def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).strip(" $")
+    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip(" $")
 
 
 def _same_text(left, right):
@@ -723,7 +724,7 @@ class Expression(NamedTuple):
     """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS digits
     where a root, a function, pi or e entered, or None where undefined; and the words after it."""
     values: tuple
-    unit: frozenset = frozenset()
+    unit: str = ""
 
 
 class Group(NamedTuple):
@@ -762,22 +763,22 @@ def _unit(word):
 
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
-# Words that make another number of the one before them, and words that are no unit
-_FRACTIONS = """am pm half halves third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth
-    squared cubed factorial mod modulo base remainder cent""".split()
-_NO_NOUNS = """the a an is are was were be isn not no or and but nor than then if to by out point plus minus times
-    over under above below more less fewer most least between about maybe perhaps wrong false incorrect right debt
-    short negative zero one two three four five six seven eight nine ten""".split()
-_PARTS = set(map(_unit, _FRACTIONS))
-_NO_UNITS = _PARTS | set(map(_unit, _NO_NOUNS))
+# Words after a number that make another one of it, and words that are no unit
+_ALTERING = {*_SCALES, *map(_unit, """am pm half halves third quarter mod modulo base remainder cent factorial and
+    plus minus times to by point dot decimal over under out pairs gross score lakh crore root""".split())}
+_NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less fewer
+    most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right debt short
+    negative zero one two three four five six seven eight nine ten eleven twelve""".split()
+_NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
 _KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]", _SPELLINGS))
           for spelling in [kind, *spellings]}
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
-_NO_PRODUCTS = {*_UNITS, *_KINDS, *(word for word in _NO_NOUNS if len(word) == 3)}
-_NO_PRODUCTS.update("am pm mod is csc cot exp lim max gcd lcm det".split())
+# Short words that are no product of letters
+_NO_PRODUCTS = {*_UNITS, *_KINDS, *"am pm mod is csc cot exp lim max gcd lcm det".split()}
+_NO_PRODUCTS.update(word for word in _NO_NOUNS if len(word) == 3)
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
@@ -791,6 +792,12 @@ _TOKEN = re.compile(rf"""\s?(?:
     | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
 
 
+def _alters(word):
+    """Whether a word after a number makes another number of it: 7 fifths, 7 seventy, 7 squared, 7 possibly."""
+    is_numeral = re.fullmatch(r".*(?:th|illion|teen|ty|fold|ed|(?<!on)ly)", word) and word not in _KNOWN_UNITS
+    return bool(is_numeral) or word in _ALTERING
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse(text):
     """What a text lists, as an unordered group, or None if it is not mathematics."""
@@ -798,8 +805,7 @@ def _parse(text):
     if len(text) > MAX_CHARS or is_range or _is_words(text):
         return None
     try:
-        tokens = _tokens(text)
-        return _set(_listed(_Reader(tokens)))
+        return _set(_listed(_Reader(_tokens(text))))
     except (ValueError, LookupError):
         return None
 
@@ -826,7 +832,7 @@ def _is_words(text):
 
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}")
 _MIXED = re.compile(r"(?<![\d.^_/])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\[dt]?frac\{(\d+)\}\{(\d+)\})")
-_MATRIX = re.compile(r"\\begin\s*\{(?:[bpv]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
+_MATRIX = re.compile(r"\\begin\s*\{(?:[bp]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
 
 
 def _repeating(match):
@@ -838,9 +844,8 @@ def _repeating(match):
 
 def _mixed(match):
     """1 1/2 and 1\\frac12 are 3/2, but 1\\frac32 is a product."""
-    whole, *parts = filter(None, match.groups())
-    over, under = map(int, parts)
-    return f"({whole}+{over}/{under})" if over < under else match[0]
+    whole, over, under = filter(None, match.groups())
+    return f"({whole}+{over}/{under})" if int(over) < int(under) else match[0]
 
 
 def _matrix(match):
@@ -911,15 +916,15 @@ class _Reader:
     def relation(self):
         signs = ""
         terms = []
-        names = []
+        spans = []
         sign = True
         while sign:
             start = self.at
             terms.append(self.ratio())
-            names.append(_name(self.tokens[start:self.at]))
+            spans.append(self.tokens[start:self.at])
             if sign := self.take(*"=≈≠<≤>≥∈"):
                 signs += sign[0]
-        return _relation(signs, terms, names) if signs else terms[0]
+        return _relation(signs, terms, list(map(_name, spans))) if signs else terms[0]
 
     def ratio(self):
         start = self.at
@@ -939,8 +944,7 @@ class _Reader:
         """The words after a value: cm^2, miles/hour."""
         words = []
         while word := self.take("word", *("/" if words else "")):
-            if word[0] == "word":
-                words += map(_unit, word[1].casefold().split())
+            words += ["per"] if word[0] == "/" else map(_unit, word[1].casefold().split())
         return words
 
     def term(self):
@@ -970,7 +974,7 @@ class _Reader:
         if is_negative:
             node = _apply(operator.neg, node)
         while mark := self.take(*marks[1:]):
-            node = Expression(_operand(node), frozenset(mark[0]))
+            node = Expression(_operand(node), mark[0])
         self.depth -= 1
         return node
 
@@ -1013,12 +1017,11 @@ def _function(reader, function):
 
 def _measured(node, words):
     """The value with the words after it: those of scale as factors, the others as its unit."""
-    for word in words:
-        if word in _SCALES:
-            node = _apply(operator.mul, node, _number(Fraction(_SCALES[word])))
     if not isinstance(node, Expression):
         raise ValueError("words after a group")
-    return Expression(node.values, node.unit.union(words).difference(_SCALES))
+    while words and words[0] in _SCALES:
+        node = _apply(operator.mul, node, _number(Fraction(_SCALES[words.pop(0)])))
+    return Expression(node.values, " ".join([node.unit, *words]).strip())
 
 
 def _ratio(parts, tokens):
@@ -1033,7 +1036,8 @@ def _ratio(parts, tokens):
 def _name(span):
     """The name that the tokens are: x, f(x), (x, y), dy/dx, Area; else None."""
     is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}
-    return "".join(value for _, value in span) if is_name else None
+    is_doubted = _HEDGE.search(" ".join(value for _, value in span))  # not x
+    return "".join(value for _, value in span) if is_name and not is_doubted else None
 
 
 def _relation(signs, terms, names):
@@ -1139,11 +1143,13 @@ def _same(a, b, is_option=False):
 
 
 def _same_unit(a, b, is_option):
-    """Whether one has no unit or both the same, and no word in it makes another number."""
-    missing = a ^ b
-    if a and b and missing or missing & _NO_UNITS:
+    """Whether both are the same, or one is missing and no word in the other makes another number."""
+    if a == b or a and b:
+        return a == b
+    words = (a or b).split()
+    if any(word in _NO_UNITS or _alters(word) for word in words):
         return False
-    return not is_option or missing <= _KNOWN_UNITS  # 3 is not "3 neutrons", beside "3 protons"
+    return not is_option or _KNOWN_UNITS.issuperset(words)  # 3 is not "3 neutrons", beside "3 protons"
 
 
 def _same_relation(a, b):
@@ -1238,7 +1244,7 @@ def _apply(operate, *operands):
 
 def _operand(node):
     """The values of an operand: 180° is pi, here and nowhere else."""
-    if not isinstance(node, Expression) or node.unit - {"°"}:
+    if not isinstance(node, Expression) or node.unit not in ("", "°"):
         raise ValueError("arithmetic on a group, or on a unit")
     if not node.unit:
         return node.values
@@ -1299,8 +1305,7 @@ def _power(base, exponent):
 _EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _root, _power}
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Evaluation
+# Evaluation -----------------------------------------------------------------------------------------------
 
 
 def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
@@ -1323,8 +1328,7 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     check_range(trials=(trials, 1))
     if not problems:
         raise InputError("there is no problem to evaluate on")
-    file = open_lines(out) if out else None
-    try:
+    with open_lines(out) if out else contextlib.nullcontext() as file:
         records = _known_records(out, trials) if out else {}
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
@@ -1333,9 +1337,6 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
             records[_key(record)] = record
             if file:
                 write_line(file, record)
-    finally:
-        if file:
-            file.close()
     records = [records[_key(problem)] for problem in problems]
     return summarise(records, trials) | {"responses": records}
 
@@ -1383,16 +1384,16 @@ def summarise(records: list[dict], trials: int) -> dict:
     {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25}
     """
     n = len(records)
-    responses = [record["responses"] for record in records if record["responses"]]
-    accuracies = [sum(row[k]["correct"] for row in responses) / n for k in range(trials)]
-    mean = sum(accuracies) / trials
-    sem = None
-    if trials > 1:
-        variance = sum((accuracy - mean) ** 2 for accuracy in accuracies) / (trials - 1)
-        sem = math.sqrt(variance / trials)
-    answered = sum(response["answered"] for row in responses for response in row)
-    unanswered = 1 - answered / (n * trials)
-    return {"accuracy": mean, "sem": sem, "n": n, "trials": accuracies, "unanswered": unanswered}
+    rows = [record["responses"] for record in records if record["responses"]]
+    accuracies = [sum(row[k]["correct"] for row in rows) / n for k in range(trials)]
+    answered = sum(response["answered"] for row in rows for response in row)
+    return {
+        "accuracy": sum(accuracies) / trials,
+        "sem": math.sqrt(statistics.variance(accuracies) / trials) if trials > 1 else None,
+        "n": n,
+        "trials": accuracies,
+        "unanswered": 1 - answered / (n * trials),
+    }
 
 
 # Files of records, one a line, that survive a crash
@@ -1440,15 +1441,13 @@ def write_line(file, record: dict):
 
 
 def read_lines(path: str | Path) -> Iterator:
-    """The records of a JSON Lines file; none if there is no file. Raises InputError naming a line that is not
-    JSON."""
+    """The records of a JSON Lines file; none if there is no file. Raises InputError for a line that is no JSON."""
     if os.path.exists(path):
         for _, record in _rows(path):
             yield record
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The command
+# The command ----------------------------------------------------------------------------------------------
 
 
 def run_command(main: Callable):
@@ -1503,7 +1502,6 @@ def main():
     limits = {"trials": (args.trials, 1), "max_new_tokens": (args.max_new_tokens, 1)}
     check_range(**limits, temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
-    drawn = []
 
     def sample(asked, n):
         import mcts
@@ -1511,13 +1509,14 @@ def main():
 
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
         prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
+        drawn = 0
         start = time.time()
         with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
             for i, samples in mcts.stream(model, tokenizer, prompts, n=n, temperature=args.temperature,
                                           max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update):
-                drawn.extend(len(response.tokens) for response in samples)
+                drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples
-        print(f"{sum(drawn)} tokens, {sum(drawn) / (time.time() - start):.0f} tokens/s")
+        print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
 
     result = evaluate(sample, problems, args.trials, out=args.out)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
