@@ -370,11 +370,11 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 
 # What denies a statement, or takes it back: before it, beside a box, in the sentence after it
 _DENIAL = re.compile(r"""n't\b | \b(?:not|never|no|nor|neither|nobody|cannot|wrong|false|incorrect|suppose|if
-    |unless|whether|wait|kidding|alternatively|instead|(?<=[^\s]\s)or)\b | \b(?:twice|half|than|digit\s+of)\s+(?:the\s)?\Z""",
-    re.I | re.X)
-_OPERATED = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")  # before a box: a part of a formula
-_OPERATES = re.compile(r"""\$?\s*(?:or\b|[-+*/^!\d]|\.\d|\\(?:times|cdot)) | [A-Za-z] | \\(?!text|end|q?quad|mbox)[A-Za-z]
-    | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
+    |unless|whether|wait|kidding|alternatively|instead|plus|mod|squared|(?<=\S\s)or)\b
+    | \b(?:twice|half|than|digit\s+of)\s+the\b""", re.I | re.X)
+_FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")
+_FACTOR_AFTER = re.compile(r"""\$?\s*(?:[-+*/^!\d]|\.\d|\\(?:times|cdot)) | \\(?!text|end|q?quad|mbox)[A-Za-z]
+    | [A-Za-z] | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
 def visible(text: str) -> str:
@@ -432,7 +432,7 @@ def _last_stated(text):
         if is_box:
             found = _boxed(text[:end])
         else:
-            found = not _is_denied(text[:use.start()]) and _sentence(text[use.end():end])
+            found = not _is_denied(f"{text[:use.start()]}the") and _sentence(text[use.end():end])
         if found:
             return found
         end = use.start()
@@ -445,6 +445,12 @@ def _is_denied(before):
     return _DENIAL.search(clause)
 
 
+def _is_taken_back(after):
+    """Whether the clause that follows a statement denies it."""
+    clause = re.split(r"[.;\n]", after[:60])[0]
+    return _DENIAL.search(f". {clause}")
+
+
 def _boxed(text):
     """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None where
     it is denied, or a part of a formula."""
@@ -454,14 +460,14 @@ def _boxed(text):
         end = _box_end(text, box.end())
         if end is None or found and not (0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)):
             break
-        if not found and (_OPERATES.match(text, end) or _DENIAL.search(re.split(r"[.,;:\n]", text[end:end + 60])[0])):
+        if not found and (_FACTOR_AFTER.match(text, end) or _is_taken_back(text[end:])):
             return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
         found.insert(0, content)
         start = box.start()
-    if _OPERATED.search(text, max(0, start - 9), start) or _is_denied(text[:start]):
+    if _FACTOR_BEFORE.search(text, max(0, start - 9), start) or _is_denied(text[:start]):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
@@ -486,8 +492,7 @@ def _sentence(rest):
         return (display[1] or display[2]).strip()
     line = rest
     if end := _STATEMENT_END.search(rest):
-        following = re.split(r"[.\n]", rest[end.end():end.end() + 80].lstrip())[0]
-        line = rest if _DENIAL.search(following) else rest[:end.start()]
+        line = rest if _is_taken_back(rest[end.end():].lstrip()) else rest[:end.start()]
     line = line.strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
@@ -544,11 +549,13 @@ def _stated_value(text):
     sentence = _ASIDE.sub("", sentences[-1]) if sentences else ""
     if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)) < 2 or _DOUBT.search(sentence):
         return None
-    clause = _VERB.split(sentence)[-1]
+    *_, verb = [re.match("", sentence), *_VERB.finditer(sentence)]
+    clause = sentence[verb.end():]
     if not _values(clause):
         clause = sentence
     values = _values(clause)
-    return values[0] if len(values) == 1 and not _HEDGE.search(clause) else None
+    is_doubted = _HEDGE.search(clause) or _is_denied(sentence[:verb.start()])
+    return values[0] if len(values) == 1 and not is_doubted else None
 
 
 def _values(clause):
@@ -560,12 +567,12 @@ def _values(clause):
         value = value.strip(" ,;:.=")
         if not re.search(r"\d|\\", value):
             continue
-        word = after.partition(" ")[0].casefold()
-        if word in ("square", "cubic", "sq"):
-            value += f" {' '.join(after.split()[:2])}"
-        elif word in _SCALES or _unit(word) in _KNOWN_UNITS:
-            value += f" {word}"
-        elif _alters(_unit(word)):  # 5 and a half
+        words = after.casefold().split()[:2]
+        if words and words[0] in ("square", "cubic", "sq", *_SCALES):
+            value += f" {words.pop(0)}"
+        if words and _unit(words[0]) in _KNOWN_UNITS:
+            value += f" {words[0]}"
+        elif any(_alters(_unit(word)) for word in words):  # 5 and a half
             value += " and more"
         (others if _CIRCUMSTANCE.search(before) else stated).append(value)
     return stated or others
@@ -578,10 +585,10 @@ MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)\].:]*)(.*)", re.I | re.S)
-_VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*\Z", re.I)
+_VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
 _REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_MORE = re.compile(r"\b(?:all|both|every\w*|eliminated|also|as\s+well|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
+_MORE = re.compile(r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -617,7 +624,9 @@ def _is_option(prediction, letter, text):
     chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
     if chosen is None or chosen[1].upper() != letter:
         return False
-    rest = _VERDICT.sub("", chosen[3])
+    rest = chosen[3]
+    if not rest.strip() or _VERDICT.fullmatch(rest):
+        return True
     words, *reason = _REASON.split(rest, maxsplit=1)
     is_apart = chosen[2] or re.match(r"\s*[,(:-]", rest)
     if text and is_apart and _same_answer(_without_dash(rest), text):
@@ -655,7 +664,7 @@ def _same_answer(prediction, answer, is_option=False):
 # Text: cleaned of what does not matter, and compared word by word
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"(?<!\\)\\[,;:\s]|~|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
+_SPACING = re.compile(r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
 _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
 _CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
@@ -676,7 +685,8 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace("...", "…")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = text.strip(" \t\r\n*`\"'").rstrip(" .;,:`\"'\n\\")
+    text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r.;,:`\"'\n\\")
+    text = re.sub(r"(?<=[^\s*])\*+\Z", "", text).rstrip(" .")
     text = _CONNECTIVE.sub("", text)
     if whole := _DELIMITED.fullmatch(text):
         text = whole[1] or whole[2] or whole[3] or ""
