@@ -628,17 +628,21 @@ def _is_option(prediction, letter, text):
     if not rest.strip() or _VERDICT.fullmatch(rest):
         return True
     words, *reason = _REASON.split(rest, maxsplit=1)
-    is_apart = chosen[2] or re.match(r"\s*[,(:-]", rest)
-    if text and is_apart and _same_answer(_without_dash(rest), text):
-        return True
-    if reason and (_DENIAL.search(reason[0]) or _MORE.search(reason[0])):
-        return False
+    parts = [rest]
+    if reason and not _is_doubted(reason[0], _DENIAL, _MORE):
+        parts.append(words)
     if not words.strip():
-        return True
+        return len(parts) == 2
+    if not chosen[2] and not re.match(r"\s*[,(:-]", rest):
+        return False
     if text:
-        return bool(is_apart) and _same_answer(_without_dash(words), text)
-    is_doubted = any(pattern.search(words) for pattern in (_DENIAL, _DOUBT, _MORE, _OTHER_LABEL))
-    return bool(is_apart and _WORDS.match(words) and not is_doubted)
+        return any(_same_answer(_without_dash(part), text) for part in parts)
+    is_doubted = _is_doubted(rest, _DENIAL, _DOUBT, _MORE) or _OTHER_LABEL.search(words)
+    return bool(_WORDS.match(words)) and not is_doubted
+
+
+def _is_doubted(words, *patterns):
+    return any(pattern.search(words) for pattern in patterns)
 
 
 def _without_dash(words):
@@ -846,10 +850,9 @@ _MATRIX = re.compile(r"\\begin\s*\{(?:[bp]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(
 
 
 def _repeating(match):
-    """0.1\\overline{6} is 15/90."""
+    """0.1\\overline{6} is 0.1 + 6/90."""
     whole, start, period = match.groups()
-    all_digits = int(f"0{whole}{start}{period}")
-    return f"({all_digits - int(f'0{whole}{start}')}/{'9' * len(period)}{'0' * len(start)})"
+    return f"({whole}.{start}0+{period}/{'9' * len(period)}{'0' * len(start)})"
 
 
 def _mixed(match):
@@ -926,29 +929,43 @@ class _Reader:
     def relation(self):
         signs = ""
         terms = []
-        spans = []
+        names = []
         sign = True
         while sign:
             start = self.at
             terms.append(self.ratio())
-            spans.append(self.tokens[start:self.at])
+            names.append(_name(self.tokens[start:self.at]))
             if sign := self.take(*"=≈≠<≤>≥∈"):
                 signs += sign[0]
-        return _relation(signs, terms, list(map(_name, spans))) if signs else terms[0]
+        return _relation(signs, terms, names) if signs else terms[0]
 
     def ratio(self):
+        """1:2, or a time of the day, which has no multiples."""
         start = self.at
         parts = [self.sum()]
         while self.take(":"):
             parts.append(self.sum())
-        return _ratio(parts, self.tokens[start:self.at]) if len(parts) > 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        if not _are_plain(parts):
+            raise ValueError("a ratio of groups")
+        text = "".join(value for _, value in self.tokens[start:self.at])
+        is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
+        return Group("time" if is_time else ":", tuple(parts))
 
     def sum(self):
+        """A sum with the words after it: those of scale as factors, the others as its unit."""
         node = self.term()
         while self.next() in ("+", "-"):  # the next factor takes it
             node = _apply(operator.add, node, self.term())
         words = self.words()
-        return _measured(node, words) if words else node
+        if not words:
+            return node
+        while words and words[0] in _SCALES:
+            node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
+        if not isinstance(node, Expression):
+            raise ValueError("words after a group")
+        return Expression(node.values, " ".join([node.unit, *words]).strip())
 
     def words(self):
         """The words after a value: cm^2, miles/hour."""
@@ -991,7 +1008,7 @@ class _Reader:
     def atom(self, kind, value):
         """The operand that begins with the token (kind, value), which was taken. ValueError if none does."""
         if kind == "num":
-            return _number(Fraction(value.replace(",", "")))
+            return _number(value.replace(",", ""))
         if kind in ("name", "∞"):  # infinity is one more letter
             return _letter(value if kind == "name" else kind)
         if kind == "word" and self.next() in ("=", "≈"):  # Area = 5
@@ -1001,7 +1018,7 @@ class _Reader:
         if kind == "frac":
             return _apply(operator.truediv, self.factor(""), self.factor(""))
         if kind == "sqrt":
-            degree = self.items("]")[0][0] if self.take("[") else _number(Fraction(2))
+            degree = self.items("]")[0][0] if self.take("[") else _number(2)
             return _apply(_root, degree, self.factor(""))
         if kind == "fn":
             return _function(self, _FUNCTIONS[value])
@@ -1015,8 +1032,8 @@ class _Reader:
 
 def _function(reader, function):
     """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
-    power = reader.factor("^") if reader.take("^") else _number(Fraction(1))
-    if power == _number(Fraction(-1)):
+    power = reader.factor("^") if reader.take("^") else _number(1)
+    if power == _number(-1):
         raise ValueError("an inverse function")
     is_enclosed = reader.next() in _BRACKETS
     argument = reader.factor("") if is_enclosed else reader.factor()
@@ -1025,29 +1042,16 @@ def _function(reader, function):
     return _apply(_power, _apply(function, argument), power)
 
 
-def _measured(node, words):
-    """The value with the words after it: those of scale as factors, the others as its unit."""
-    if not isinstance(node, Expression):
-        raise ValueError("words after a group")
-    while words and words[0] in _SCALES:
-        node = _apply(operator.mul, node, _number(Fraction(_SCALES[words.pop(0)])))
-    return Expression(node.values, " ".join([node.unit, *words]).strip())
-
-
-def _ratio(parts, tokens):
-    """1:2, or a time of the day, which has no multiples."""
-    if not all(isinstance(part, Expression) and not part.unit for part in parts):
-        raise ValueError("a ratio of groups")
-    text = "".join(value for _, value in tokens)
-    is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
-    return Group("time" if is_time else ":", tuple(parts))
+def _are_plain(terms):
+    return all(isinstance(term, Expression) and not term.unit for term in terms)
 
 
 def _name(span):
     """The name that the tokens are: x, f(x), (x, y), dy/dx, Area; else None."""
-    is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}
-    is_doubted = _HEDGE.search(" ".join(value for _, value in span))  # not x
-    return "".join(value for _, value in span) if is_name and not is_doubted else None
+    if not {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}:
+        return None
+    name = " ".join(value for _, value in span)
+    return None if _HEDGE.search(name) else name
 
 
 def _relation(signs, terms, names):
@@ -1076,36 +1080,27 @@ def _equation(signs, terms, name):
     x = 1 + 1 = 2 gives 2, x = 2 = 3 and x = y = 2 no value. What follows ≈ must round that value."""
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
+    has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
     worked = terms[:exact]
-    if name or exact > 2 and not _has_letter(terms[1:]):  # p + q = 1 + 1 = 2
+    if name or exact > 2 and not any(has_letter[1:]):  # p + q = 1 + 1 = 2
         worked = terms[1:exact]
     value = worked[-1]
-    if not name and _has_letter(worked) or not all(_same(term, value) for term in worked):
+    if not name and has_letter[exact - 1] or not all(_same(term, value) for term in worked):
         value = None
-    elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
+    elif exact < len(terms) and not all(_rounds(rounded, value) for rounded in terms[exact:]):
         raise ValueError("no rounding of the value before it")
     return Relation("=" * (exact - 1), _gaps(terms[:exact]), name, value)
 
 
 def _rounds(rounded, node):
-    are_formulas = isinstance(rounded, Expression) and isinstance(node, Expression)
-    return are_formulas and _is_rounding(rounded.values[0], node.values[0])
+    return _are_plain([rounded, node]) and _is_rounding(rounded.values[0], node.values[0])
 
 
 def _gaps(terms):
     """The left side minus the right one at each sign, for formulas."""
-    if not all(isinstance(term, Expression) and not term.unit for term in terms):
+    if not _are_plain(terms):
         return ()
     return tuple(_apply(operator.sub, left, right) for left, right in zip(terms, terms[1:]))
-
-
-def _has_letter(nodes):
-    for node in nodes:
-        if isinstance(node, Group) and _has_letter(node.items):
-            return True
-        if isinstance(node, Expression) and len(node.values) > 1:
-            return True
-    return False
 
 
 def _set(nodes):
@@ -1221,12 +1216,12 @@ _CONTEXT = decimal.Context(prec=DIGITS, Emax=10_000, Emin=-10_000)  # raises whe
 _CONTEXT.traps[decimal.Underflow] = True
 _RELATIVE = Decimal("1e-80")
 _ZERO = Decimal("1e-97")  # what rounding may leave of zero
-_HALF = Fraction(1, 2)
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510"
               "58209749445923078164062862089986280348253421170679821480865132823")
 
 
 def _number(value):
+    value = Fraction(value)
     if _bits(value) > MAX_BITS:
         raise ValueError("too large")
     return Expression((value,))
@@ -1240,10 +1235,9 @@ def _bits(number):
 def _letter(name):
     """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
-    values = []
-    for least, most in 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]:
-        sign = 1 if len(values) < 4 else draw.choice((1, -1))
-        values.append(Fraction(sign * draw.randint(least, most), 997))
+    ranges = 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]
+    signs = [1, 1, 1, 1, *draw.choices((1, -1), k=4)]
+    values = [Fraction(sign * draw.randint(*limits), 997) for sign, limits in zip(signs, ranges)]
     return Expression(tuple(values))
 
 
@@ -1307,8 +1301,6 @@ def _root(degree, number):
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
-    if exponent == _HALF:
-        return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)
 
 
