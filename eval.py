@@ -213,28 +213,23 @@ def _problems(path, convert, limit, seed):
         if len(answers) == limit:
             break
         try:
-            question, answer = _checked(row, convert, seed)
+            if not isinstance(row, dict):
+                raise TypeError("it is not an object with named fields")
+            question, answer = convert(row, seed)
+            if not isinstance(question, str) or not isinstance(answer, str):
+                raise TypeError("the question or the answer is not text")
+            if not question.strip() or not answer.strip():
+                raise ValueError("the question or the answer is empty")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{path}, {place}: {reason}; correct or delete this row.") from error
         repeats += question in answers
-        answers.setdefault(question, answer)
+        answers.setdefault(question, answer.strip())
     if not answers:
         raise InputError(f"{path} holds no problem: put one JSON object a line in it, or delete it.")
     if repeats:
         print(f"{path}: dropped {repeats} repeated questions, kept {len(answers)}", file=sys.stderr)
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
-
-
-def _checked(row, convert, seed):
-    if not isinstance(row, dict):
-        raise TypeError("it is not an object with named fields")
-    question, answer = convert(row, seed)
-    if not isinstance(question, str) or not isinstance(answer, str):
-        raise TypeError("the question or the answer is not text")
-    if not question.strip() or not answer.strip():
-        raise ValueError("the question or the answer is empty")
-    return question, answer.strip()
 
 
 def _rows(path):
@@ -428,8 +423,7 @@ def _shown(text):
 def _last_stated(text):
     end = len(text)
     for use in list(_STATED.finditer(text))[:-6:-1]:
-        is_box = "box" in use[0]
-        if is_box:
+        if "box" in use[0]:
             found = _boxed(text[:end])
         else:
             found = not _is_denied(f"{text[:use.start()]}the") and _sentence(text[use.end():end])
@@ -439,16 +433,11 @@ def _last_stated(text):
     return None
 
 
-def _is_denied(before):
-    """Whether the clause that leads up to a statement denies it."""
-    clause = re.split(r"[.,;:!\n]|\b(?:so|but|and)\b", before[-60:])[-1]
-    return _DENIAL.search(clause)
-
-
-def _is_taken_back(after):
-    """Whether the clause that follows a statement denies it."""
-    clause = re.split(r"[.;\n]", after[:60])[0]
-    return _DENIAL.search(f". {clause}")
+def _is_denied(before="", after=""):
+    """Whether the clause that leads up to a statement, or the one that follows it, denies it."""
+    before = re.split(r"[.,;:!\n]|\b(?:so|but|and)\b", before[-60:])[-1]
+    after = re.split(r"[.;\n]", after[:60])[0]
+    return _DENIAL.search(f"{before}. {after}")
 
 
 def _boxed(text):
@@ -460,7 +449,7 @@ def _boxed(text):
         end = _box_end(text, box.end())
         if end is None or found and not (0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)):
             break
-        if not found and (_FACTOR_AFTER.match(text, end) or _is_taken_back(text[end:])):
+        if not found and (_FACTOR_AFTER.match(text, end) or _is_denied(after=text[end:])):
             return None
         content = text[box.end():end]
         if content[0] == "{":
@@ -492,7 +481,7 @@ def _sentence(rest):
         return (display[1] or display[2]).strip()
     line = rest
     if end := _STATEMENT_END.search(rest):
-        line = rest if _is_taken_back(rest[end.end():].lstrip()) else rest[:end.start()]
+        line = rest if _is_denied(after=rest[end.end():].lstrip()) else rest[:end.start()]
     line = line.strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
@@ -657,7 +646,8 @@ def _same_answer(prediction, answer, is_option=False):
     left = _parse(prediction)
     right = _parse(answer)
     if left is None or right is None:
-        return _same_text(prediction, answer)
+        is_wrapped = _WRAPPED.fullmatch(prediction) or _WRAPPED.fullmatch(answer)
+        return _plain(prediction, is_wrapped) == _plain(answer, is_wrapped)
     for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
         pair = _named_values(many.items)
         if pair is not None and _same(one, _set([pair])):
@@ -712,21 +702,14 @@ def _unwrapped(text):
     return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip(" $")
 
 
-def _same_text(left, right):
-    if _WRAPPED.fullmatch(left) or _WRAPPED.fullmatch(right):
-        left = left.casefold()
-        right = right.casefold()
-    return _plain(left) == _plain(right)
-
-
-def _plain(text):
-    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and in words
-    with a capital inside, such as genes."""
+def _plain(text, is_folded):
+    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and where
+    words have a capital inside, such as genes."""
     if len(text) > MAX_CHARS:
         return text
     text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text))
     text = " ".join(text.split()).rstrip(" .")
-    if "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
+    if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
     return _SPACES.sub("", text)
 
@@ -818,21 +801,17 @@ def _parse(text):
     is_range = re.fullmatch(r"\d+\s*-\s*\d+", text)  # or a difference: 4-6 is not 7-9
     if len(text) > MAX_CHARS or is_range or _is_words(text):
         return None
-    try:
-        return _set(_listed(_Reader(_tokens(text))))
-    except (ValueError, LookupError):
-        return None
-
-
-def _listed(reader):
-    """All that the text lists. Semicolons part pairs of named values: x=1, y=2; x=3, y=4."""
     parts = []
     closer = ""
-    while closer != "end of text":
-        found, closer = reader.items(";", "end of text")
-        parts.append(found)
-    pairs = [_named_values(part) for part in parts]
-    return pairs if len(parts) > 1 and None not in pairs else sum(parts, [])
+    try:
+        reader = _Reader(_tokens(text))
+        while closer != "end of text":
+            found, closer = reader.items(";", "end of text")
+            parts.append(found)
+    except (ValueError, LookupError):
+        return None
+    pairs = [_named_values(part) for part in parts]  # x=1, y=2; x=3, y=4
+    return _set(pairs if len(parts) > 1 and None not in pairs else sum(parts, []))
 
 
 def _is_words(text):
@@ -1019,7 +998,7 @@ class _Reader:
             return _apply(operator.truediv, self.factor(""), self.factor(""))
         if kind == "sqrt":
             degree = self.items("]")[0][0] if self.take("[") else _number(2)
-            return _apply(_root, degree, self.factor(""))
+            return _apply(_power, self.factor(""), _apply(operator.truediv, _number(1), degree))
         if kind == "fn":
             return _function(self, _FUNCTIONS[value])
         if kind not in _BRACKETS:
@@ -1294,17 +1273,13 @@ def _sine(x):
     return total
 
 
-def _root(degree, number):
-    return _power(number, 1 / degree)
-
-
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
     return _decimal(base) ** _decimal(exponent)
 
 
-_EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _root, _power}
+_EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _power}
 
 
 # Evaluation -----------------------------------------------------------------------------------------------
