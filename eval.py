@@ -3,8 +3,8 @@
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
 The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation.
-What it wrongly accepts a policy learns to say, so where it is in doubt it says no. Model output is read, never
-run. Importing this file costs milliseconds: neither torch nor transformers.
+What it wrongly accepts a policy learns to say, so where it is in doubt it says no. Model output is read,
+never run. Importing this file costs milliseconds: neither torch nor transformers.
 """
 import argparse
 import contextlib
@@ -58,7 +58,7 @@ def _pair(row, seed):
         return _gsm8k(row, seed)
     is_box = _BOX.match(answer.strip("$ "))
     if not is_box and extract_answer(answer) not in (None, answer):
-        raise ValueError("the answer looks like a solution; keep the final answer alone, or write it after ####")
+        raise ValueError("the answer looks like a solution; keep the final answer alone, or after ####")
     return question, answer
 
 
@@ -116,13 +116,17 @@ def _by_form(row, seed):
 _GITHUB = "https://raw.githubusercontent.com/"
 _GSM8K = _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/"
 _MATH = _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/"
-_PRM800K = "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
+_MATH500 = (
+    "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
+    "prm800k/math_splits/test.jsonl")
 _AGIEVAL = _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/math.jsonl"
 _METAMATH = "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/MetaMathQA-395K.json"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
 _OBQA = _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/"
+_OBQA_TRAIN = _OBQA + "OpenBookQA_train.jsonl"
 _ARC = _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-"
 _CSQA = "https://s3.amazonaws.com/commensenseqa/"
+_CSQA_TRAIN = _CSQA + "train_rand_split.jsonl"
 _CSQA_DEV = ("csqa_dev_rand_split.jsonl", _CSQA + "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
 
 # task: (row converter, {split: (file name, address, digest)}). A digest is the first 32 hexadecimal digits of
@@ -134,17 +138,17 @@ TASKS = {
     "math": (_math, {  # the paper's 7,500 and 5,000 problems
         "train": ("math_7500_train.jsonl", _MATH + "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
         "test": ("math_5000_test.jsonl", _MATH + "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b")}),
-    "math500": (_math, {"test": (
-        "math500_test.jsonl", _PRM800K + "prm800k/math_splits/test.jsonl", "35dc41080a3680858b27fa7e0533d2d5")}),
+    "math500": (_math, {
+        "test": ("math500_test.jsonl", _MATH500, "35dc41080a3680858b27fa7e0533d2d5")}),
     "agieval-math": (_pair, {"test": ("agieval_math.jsonl", _AGIEVAL, "43e783af2025318125a96a970a0df379")}),
     "metamath": (_metamath, {
         "train": ("MetaMathQA-395K.json", _METAMATH, "fb39a5d8c05c042ece92eae37dfd5ea4")}),
     "obqa": (_choice, {
-        "train": ("openbookqa_main_train.jsonl", _OBQA + "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
+        "train": ("openbookqa_main_train.jsonl", _OBQA_TRAIN, "388ce25926fa33b573ba6556d7245a61"),
         "dev": ("openbookqa_main_dev.jsonl", _OBQA + "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
         "test": ("openbookqa_main_test.jsonl", _OBQA + "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd")}),
     "csqa": (_choice, {
-        "train": ("csqa_train_rand_split.jsonl", _CSQA + "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
+        "train": ("csqa_train_rand_split.jsonl", _CSQA_TRAIN, "58ffa3c8472410e24b8c43f423d89c8a"),
         "dev": _CSQA_DEV,
         "test": _CSQA_DEV}),  # the answers of its test split are not public
     "arc": (_choice, {
@@ -166,8 +170,8 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}; repeated questions are dropped.
 
     Args:
-        name: a task; or a file, JSON Lines or one JSON list, with the fields question and answer or in the form
-            of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
+        name: a task; or a file, JSON Lines or one JSON list, with the fields question and answer or in the
+            form of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
         split: "train", "dev" or "test", where the task has it.
         limit: keep at most this many problems, the first ones; at least 1.
         data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo), into which a
@@ -349,27 +353,35 @@ def single_operations(text: str) -> tuple[int, int]:
 # Extraction: the final answer in a response ---------------------------------------------------------------
 
 MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
+
+
+def _any_word(words):
+    return rf"\b(?:{'|'.join(words.split())})\b"
+
+
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
-    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?\**\s+(?:is|must\s+be|would\s+be)\b
-    (?!\s+(?:correct|right|wrong|not)\b)
+    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?
+    \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b)
   | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
-_SENTENCE_END = re.compile(r"""(?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])|<\||</""")
-_STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern)
+_SENTENCE_END = re.compile(r"""
+    (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
+_STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
 # What denies a statement, or takes it back: before it, beside a box, in the sentence after it
-_DENIAL = re.compile(r"""n't\b | \b(?:not|never|no|nor|neither|nobody|cannot|wrong|false|incorrect|suppose|if
-    |unless|whether|wait|kidding|alternatively|instead|plus|mod|squared|(?<=\S\s)or)\b
-    | \b(?:twice|half|than|digit\s+of)\s+the\b""", re.I | re.X)
+_DENIAL = re.compile(_any_word(r"""
+    not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
+    alternatively instead plus mod squared (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
 _FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")
-_FACTOR_AFTER = re.compile(r"""\$?\s*(?:[-+*/^!\d]|\.\d|\\(?:times|cdot)) | \\(?!text|end|q?quad|mbox)[A-Za-z]
-    | [A-Za-z] | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
+_FACTOR_AFTER = re.compile(r"""
+    \$?\s*(?:[-+*/^!\d]|\.\d|\\(?:times|cdot))  |  \\(?!text|end|q?quad|mbox)[A-Za-z]  |  [A-Za-z]
+    | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
 def visible(text: str) -> str:
@@ -386,8 +398,8 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts, else the last statement among \boxed{}, "####", "the answer
-    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought counts
-    only where nothing follows it. Raises TypeError for what is no text.
+    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought
+    counts only where nothing follows it. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -473,7 +485,7 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The rest of the sentence or display after a marker; all that follows where the next sentence denies it."""
+    """The sentence or display that opens the text; all of it where the next sentence denies that one."""
     rest = rest.lstrip(" \t\r\n:*=")
     while heading := re.match(r"[^\n]*:[ *]*\n\s*(?=\S)", rest):  # "The sum is:", and then the sum
         rest = rest[heading.end():].lstrip(":*=")
@@ -511,26 +523,30 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 
 # The value that a sentence states
 
-_VERB = re.compile(r"\b(?:is|are|was|were|equals?|has|have|had|gets?|got|makes?|gives?|becomes?)\b|'s\b|:\s")
-_DOUBT = re.compile(r"""\b(?:think|doubt|wrong|false|incorrect|if|unless|whether|perhaps|maybe|guess|assume|let|next
-    |then\smultiply|mistake|estimate|extraneous|impossible|rejects?|fails?|exclud\w+|might|bound)\b | \?
-    | \d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I | re.X)
-_HEDGE = re.compile(_DENIAL.pattern + r"""
-    | \b(?:without|between|than|at\s(?:least|most)|up\sto|over|under|above|below|about|around|like|ends|approximately
-    |roughly|nearly|almost|close|near|outside|either|may|can|could|would|should|minus|negative|except|rather|off
-    |short|debt|exceeds?|unlikely|different|but|ruled?|lacks?|far|beyond|sa(?:id|ys?)|claims?|too|point|divided
-    |divisible|power|step|option|question|followed|repeated|subtracted|number\safter
-    |(?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial|complement|subset
-    |successor)\sof)\b""", re.I | re.X)
-_CIRCUMSTANCE = re.compile(r"""\b(?:after|before|in|within|for|during|per|every|each|from|by|on|since|until|with|at
-    |through|age|aged|when|where)\s+(?:(?:the|all)\s+)?\Z""", re.I | re.X)
+_VERB = re.compile(
+    _any_word("is are was were equals? has have had gets? got makes? gives? becomes?") + r"|'s\b|:\s")
+# What makes a whole sentence, or the clause with the value, no statement of it
+_DOUBT = re.compile(_any_word(r"""
+    think doubt wrong false incorrect if unless whether perhaps maybe guess assume let next then\smultiply mistake
+    estimate extraneous impossible rejects? fails? exclud\w+ might bound""") + r"""|\?
+    |\d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I)
+_HEDGE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    without between than at\s(?:least|most) up\sto over under above below about around like ends approximately
+    roughly nearly almost close near outside either may can could would should minus negative except rather off
+    short debt exceeds? unlikely different but ruled? lacks? far beyond sa(?:id|ys?) claims? too point divided
+    divisible power step option question followed repeated subtracted number\safter
+    (?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial)\sof
+    (?:complement|subset|successor)\sof"""), re.I)
+_CIRCUMSTANCE = re.compile(_any_word("""
+    after before in within for during per every each from by on since until with at through age aged when where
+    """) + r"\s+(?:(?:the|all)\s+)?\Z", re.I)
 _PROSE = re.compile(r"((?:(?<![\\{\w'-])(?:[A-Za-z][A-Za-z']+|[aAI])(?![\w^_-])[\s,;:.]*)+)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 
 
 def _stated_value(text):
-    """The value that the last sentence states, as text; None where that is denied, hedged or not one value."""
+    """The value that the last sentence states, as text; None where it is denied, hedged or not one."""
     text = _translate(text[-1000:].partition("<|")[0])
     text = re.sub(r"\\?\$|\\[()\[\]]|\\(?=%)", "", _BOLD.sub(r"\1", text)).strip()
     last_line = text.rpartition("\n")[2]
@@ -577,7 +593,8 @@ _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)
 _VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
 _REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_MORE = re.compile(r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
+_MORE = re.compile(r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]",
+                   re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -606,7 +623,7 @@ def is_equiv(prediction: str, answer: str) -> bool:
 
 
 def _is_option(prediction, letter, text):
-    """Whether that letter is chosen, alone, with the text of its option or with a reason; or that text given."""
+    """Whether that letter is chosen, alone, with its text or with a reason; or that text given."""
     is_labelled = re.match(r"\(?[A-J]\)", prediction)
     if text and not is_labelled and _same_answer(prediction, text, is_option=True):
         return True
@@ -658,7 +675,8 @@ def _same_answer(prediction, answer, is_option=False):
 # Text: cleaned of what does not matter, and compared word by word
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
 _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
 _CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
@@ -703,8 +721,8 @@ def _unwrapped(text):
 
 
 def _plain(text, is_folded):
-    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and where
-    words have a capital inside, such as genes."""
+    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and
+    where words have a capital inside, such as genes."""
     if len(text) > MAX_CHARS:
         return text
     text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text))
@@ -718,20 +736,20 @@ def _plain(text, is_folded):
 
 
 class Expression(NamedTuple):
-    """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS digits
-    where a root, a function, pi or e entered, or None where undefined; and the words after it."""
+    """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS
+    digits where a root, a function, pi or e entered, or None where undefined; and the words after it."""
     values: tuple
     unit: str = ""
 
 
 class Group(NamedTuple):
-    """A tuple or an interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", or a set ("{}")."""
+    """A tuple or interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", a set ("{}")."""
     kind: str
     items: tuple
 
 
 class Relation(NamedTuple):
-    """Its signs, and left minus right side at each; the name that it gives a value: x > 5 gives x (5, infinity)."""
+    """Its signs, left minus right side at each, and the name that it gives a value: x > 5 gives x (5, ∞)."""
     signs: str
     gaps: tuple
     name: str | None
@@ -761,11 +779,11 @@ def _unit(word):
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
 # Words after a number that make another one of it, and words that are no unit
-_ALTERING = {*_SCALES, *map(_unit, """am pm half halves third quarter mod modulo base remainder cent factorial and
-    plus minus times to by point dot decimal over under out pairs gross score lakh crore root""".split())}
-_NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less fewer
-    most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right debt short
-    negative zero one two three four five six seven eight nine ten eleven twelve""".split()
+_ALTERING = {*_SCALES, *map(_unit, """am pm half halves third quarter mod modulo base remainder cent factorial
+    and plus minus times to by point dot decimal over under out pairs gross score lakh crore root""".split())}
+_NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
+    fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right debt
+    short negative zero one two three four five six seven eight nine ten eleven twelve""".split()
 _NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
@@ -790,7 +808,7 @@ _TOKEN = re.compile(rf"""\s?(?:
 
 
 def _alters(word):
-    """Whether a word after a number makes another number of it: 7 fifths, 7 seventy, 7 squared, 7 possibly."""
+    """Whether a word after a number makes another of it: 7 fifths, 7 seventy, 7 squared, 7 possibly."""
     is_numeral = re.fullmatch(r".*(?:th|illion|teen|ty|fold|ed|(?<!on)ly)", word) and word not in _KNOWN_UNITS
     return bool(is_numeral) or word in _ALTERING
 
@@ -1091,7 +1109,7 @@ def _set(nodes):
 
 
 def _named_values(nodes):
-    """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for anything else, or a repeated name."""
+    """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for all else."""
     values = {node.name: node.value for node in nodes if isinstance(node, Relation) and node.name}
     if len(values) < 2 or len(values) < len(nodes) or None in values.values():
         return None
@@ -1143,7 +1161,7 @@ def _same_relation(a, b):
 
 
 def _same_gap(a, b, sign):
-    """Whether a / b is one number at all points, as for 2x < 4 and x < 2; a positive one for an inequality."""
+    """Whether a / b is one number at all points, as for 2x < 4 and x < 2; positive for an inequality."""
     if _agree(a.values, a.values[:1]) or _agree(b.values, b.values[:1]):  # without a free letter
         return False
     ratios = _apply(operator.truediv, a, b).values
@@ -1158,7 +1176,7 @@ def _agree(left, right):
 
 
 def _equal(x, y):
-    """Rational numbers are equal exactly, but for a decimal of twelve places that rounds one without an end."""
+    """Rational numbers are equal exactly, but for a decimal of 12 places that rounds one without an end."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         are_equal = x == y
     else:
@@ -1170,7 +1188,7 @@ def _equal(x, y):
 
 
 def _is_rounding(finite, number, least=0):
-    """Whether a decimal of `least` places or more has those of `number`, which has more: rounded or cut off."""
+    """Whether a decimal of `least` places or more has those of `number`: rounded or cut off."""
     places = _places(finite)
     if places is None or places < least or number is None:
         return False
@@ -1242,8 +1260,8 @@ def _by_point(*columns):
 
 
 def _calculate(operate, numbers):
-    """One operation at one point, exact on rational numbers where it can be; None where it is undefined or too
-    large."""
+    """One operation at one point, exact on rational numbers where it can be; None where it is undefined or
+    too large."""
     if None in numbers:
         return None
     is_exact = operate in _EXACT and all(isinstance(number, Fraction) for number in numbers)
@@ -1289,16 +1307,14 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
              out: str | Path | None = None, marker: str = MARKER) -> dict:
     """Accuracy on `problems`: the summary of `trials` responses to each, and the `responses`, judged.
 
-    Args:
-        sample: called as sample(problems, n=trials): returns a list with one list of n responses a problem, or
-            an iterator of (index, responses) pairs in any order, as they finish. A response is a str or has
-            `.text` (and `.tokens`). A problem with an empty list counts as wrong.
-        out: a JSON Lines file: every problem's record (see `judge`) is appended as it comes; what it holds
-            already is not asked again.
+    `sample`, called as sample(problems, n=trials), returns a list with n responses to each problem, or an
+    iterator of (index, responses) in any order. A response is a str or has `.text` (and `.tokens`); a problem
+    with an empty list counts as wrong. To the JSON Lines file `out` every problem's record (see `judge`) is
+    appended as it comes; what it holds already is not asked again. Raises InputError if it cannot be written
+    or holds something else.
 
-    Raises InputError if the file cannot be written or holds something else.
-
-    >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], [{"question": "2+2?", "answer": "4"}])
+    >>> sums = [{"question": "2+2?", "answer": "4"}]
+    >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], sums)
     >>> result["accuracy"], result["unanswered"]
     (1.0, 0.0)
     """
@@ -1329,8 +1345,8 @@ def _known_records(path, trials):
         if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
             raise InputError(f"{path} holds something else than responses; choose another --out")
         if len(record["responses"]) not in (0, trials):
-            raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}: "
-                             "repeat that --trials, or choose another --out")
+            raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}; "
+                             "choose another --out")
         records[_key(record)] = record
     return records
 
@@ -1377,7 +1393,7 @@ def summarise(records: list[dict], trials: int) -> dict:
 
 
 def open_lines(path: str | Path):
-    """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process is kept
+    """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process kept
     out. Raises InputError if it cannot be opened or is in use."""
     try:
         file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # half an emoji as \ud83d
@@ -1413,12 +1429,12 @@ def write_line(file, record: dict):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
     except OSError as error:
-        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and the same command "
-                         "goes on") from None
+        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and repeat the "
+                         "command: it goes on") from None
 
 
 def read_lines(path: str | Path) -> Iterator:
-    """The records of a JSON Lines file; none if there is no file. Raises InputError for a line that is no JSON."""
+    """The records of a JSON Lines file; none without a file. Raises InputError for a line that is no JSON."""
     if os.path.exists(path):
         for _, record in _rows(path):
             yield record
@@ -1469,7 +1485,7 @@ def parse_arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
                         help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
-    parser.add_argument("--out", help="file for every response with its verdict; the same command continues it")
+    parser.add_argument("--out", help="file for every judged response; the same command continues it")
     return parser.parse_args()
 
 
@@ -1488,9 +1504,9 @@ def main():
         prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
         drawn = 0
         start = time.time()
+        settings = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
         with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
-            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, temperature=args.temperature,
-                                          max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update):
+            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **settings):
                 drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples
         print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
