@@ -114,53 +114,51 @@ def _by_form(row, seed):
 
 
 _GITHUB = "https://raw.githubusercontent.com/"
-_GSM8K = _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/"
-_MATH = _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/"
-_MATH500 = (
-    "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
-    "prm800k/math_splits/test.jsonl")
-_AGIEVAL = _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/math.jsonl"
-_METAMATH = "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/MetaMathQA-395K.json"
+_PRM800K = "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
-_OBQA = _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/"
-_OBQA_TRAIN = _OBQA + "OpenBookQA_train.jsonl"
-_ARC = _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-"
-_CSQA = "https://s3.amazonaws.com/commensenseqa/"
-_CSQA_TRAIN = _CSQA + "train_rand_split.jsonl"
-_CSQA_DEV = ("csqa_dev_rand_split.jsonl", _CSQA + "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
-
-# task: (row converter, {split: (file name, address, digest)}). A digest is the first 32 hexadecimal digits of
-# the file's sha256, or the 40 of its git blob id, or empty where none is known
-TASKS = {
-    "gsm8k": (_gsm8k, {
-        "train": ("gsm8k_train.jsonl", _GSM8K + "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
-        "test": ("gsm8k_test.jsonl", _GSM8K + "test.jsonl", "3730d312f6e3440559ace48831e51066")}),
-    "math": (_math, {  # the paper's 7,500 and 5,000 problems
-        "train": ("math_7500_train.jsonl", _MATH + "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
-        "test": ("math_5000_test.jsonl", _MATH + "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b")}),
-    "math500": (_math, {
-        "test": ("math500_test.jsonl", _MATH500, "35dc41080a3680858b27fa7e0533d2d5")}),
-    "agieval-math": (_pair, {"test": ("agieval_math.jsonl", _AGIEVAL, "43e783af2025318125a96a970a0df379")}),
-    "metamath": (_metamath, {
-        "train": ("MetaMathQA-395K.json", _METAMATH, "fb39a5d8c05c042ece92eae37dfd5ea4")}),
-    "obqa": (_choice, {
-        "train": ("openbookqa_main_train.jsonl", _OBQA_TRAIN, "388ce25926fa33b573ba6556d7245a61"),
-        "dev": ("openbookqa_main_dev.jsonl", _OBQA + "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
-        "test": ("openbookqa_main_test.jsonl", _OBQA + "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd")}),
-    "csqa": (_choice, {
-        "train": ("csqa_train_rand_split.jsonl", _CSQA_TRAIN, "58ffa3c8472410e24b8c43f423d89c8a"),
-        "dev": _CSQA_DEV,
-        "test": _CSQA_DEV}),  # the answers of its test split are not public
-    "arc": (_choice, {
-        "train": ("arc_challenge_train.jsonl", _ARC + "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
-        "dev": ("arc_challenge_dev.jsonl", _ARC + "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
-        "test": ("arc_challenge_test.jsonl", _ARC + "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81")}),
-    "sciq": (_sciq, {
-        "train": ("sciq_train.json", _MIRROR + "SciQ/train.json", ""),
-        "dev": ("sciq_valid.json", _MIRROR + "SciQ/valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
-        "test": ("sciq_test.json", _MIRROR + "SciQ/test.json", "7340983c427dc2ffd3dccf1adb758b6c")}),
-    "arithmetic": (None, {"train": 600, "test": 300}),  # generated below; the numbers of problems
+_SOURCES = {  # task: (row converter, address)
+    "gsm8k": (_gsm8k, _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"),
+    "math": (_math, _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/"),
+    "math500": (_math, _PRM800K + "/prm800k/math_splits/"),
+    "agieval-math": (_pair, _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/"),
+    "metamath": (_metamath, "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/"),
+    "obqa": (_choice, _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/"),
+    "csqa": (_choice, "https://s3.amazonaws.com/commensenseqa/"),
+    "arc": (_choice, _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/"),
+    "sciq": (_sciq, _MIRROR + "SciQ/"),
 }
+# Task, split, file name, digest and path at the address. A digest is the first 32 hexadecimal digits of the
+# file's sha256, or the 40 of its git blob id, or - where none is known. MATH are the paper's 7,500 and 5,000
+# problems; the answers of CSQA's test split are not public
+_FILES = """
+gsm8k train gsm8k_train.jsonl 17f347dc51477c50d4efb83959dbb7c5 grade_school_math/data/train.jsonl
+gsm8k test gsm8k_test.jsonl 3730d312f6e3440559ace48831e51066 grade_school_math/data/test.jsonl
+math train math_7500_train.jsonl 47bc5462da8374bdcf53a7339bd48a7e28567676 evaluation/data/math/train.jsonl
+math test math_5000_test.jsonl 9ef3334841057f53caac5522332e38391d3fb33b evaluation/data/math/test.jsonl
+math500 test math500_test.jsonl 35dc41080a3680858b27fa7e0533d2d5 test.jsonl
+agieval-math test agieval_math.jsonl 43e783af2025318125a96a970a0df379 data/v1/math.jsonl
+metamath train MetaMathQA-395K.json fb39a5d8c05c042ece92eae37dfd5ea4 MetaMathQA-395K.json
+obqa train openbookqa_main_train.jsonl 388ce25926fa33b573ba6556d7245a61 OpenBookQA_train.jsonl
+obqa dev openbookqa_main_dev.jsonl a08f720be757a0f0b6aaf8e1e1162c2b dev.jsonl
+obqa test openbookqa_main_test.jsonl feb2bd9bfa6161dca4c44ce90e51e8cd test.jsonl
+csqa train csqa_train_rand_split.jsonl 58ffa3c8472410e24b8c43f423d89c8a train_rand_split.jsonl
+csqa dev csqa_dev_rand_split.jsonl 3210497fdaae614ac085d9eb873dd7f4 dev_rand_split.jsonl
+csqa test csqa_dev_rand_split.jsonl 3210497fdaae614ac085d9eb873dd7f4 dev_rand_split.jsonl
+arc train arc_challenge_train.jsonl e02837c53ee86f6d73c259f91c77725c ARC-Challenge-Train.jsonl
+arc dev arc_challenge_dev.jsonl 55224364abd2477f66a9a57c5cbef109 ARC-Challenge-Dev.jsonl
+arc test arc_challenge_test.jsonl 9fa8ffb3e3a1f88cb302d53dd95aae81 ARC-Challenge-Test.jsonl
+sciq train sciq_train.json - train.json
+sciq dev sciq_valid.json b201bc1c002b31cabc8581d05f8a5ce9 valid.json
+sciq test sciq_test.json 7340983c427dc2ffd3dccf1adb758b6c test.json
+"""
+# task: (row converter, {split: (file name, address, digest)})
+TASKS = {}
+for _row in _FILES.strip().splitlines():
+    _task, _split, _file, _digest, _path = _row.split()
+    _convert, _address = _SOURCES[_task]
+    _, _splits = TASKS.setdefault(_task, (_convert, {}))
+    _splits[_split] = (_file, _address + _path, _digest.strip("-"))
+TASKS["arithmetic"] = (None, {"train": 600, "test": 300})  # generated below; the numbers of problems
 
 # Loading --------------------------------------------------------------------------------------------------
 
@@ -459,16 +457,20 @@ def _boxed(text):
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         end = _box_end(text, box.end())
-        if end is None or found and not (0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)):
+        if end is None:
             break
-        if not found and (_FACTOR_AFTER.match(text, end) or _is_denied(after=text[end:])):
+        between = text[end:start]
+        if found and (len(between) > 40 or not _JOINT.fullmatch(between)):
+            break
+        if not found and (_FACTOR_AFTER.match(between) or _is_denied(after=between)):
             return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
         found.insert(0, content)
         start = box.start()
-    if _FACTOR_BEFORE.search(text, max(0, start - 9), start) or _is_denied(text[:start]):
+    before = text[:start]
+    if _FACTOR_BEFORE.search(before[-9:]) or _is_denied(before):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
@@ -492,8 +494,9 @@ def _sentence(rest):
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
     line = rest
-    if end := _STATEMENT_END.search(rest):
-        line = rest if _is_denied(after=rest[end.end():].lstrip()) else rest[:end.start()]
+    end = _STATEMENT_END.search(rest)
+    if end and not _is_denied(after=rest[end.end():].lstrip()):
+        line = rest[:end.start()]
     line = line.strip(" \t\r*\"'`").rstrip("*. ")
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
@@ -527,19 +530,20 @@ _VERB = re.compile(
     _any_word("is are was were equals? has have had gets? got makes? gives? becomes?") + r"|'s\b|:\s")
 # What makes a whole sentence, or the clause with the value, no statement of it
 _DOUBT = re.compile(_any_word(r"""
-    think doubt wrong false incorrect if unless whether perhaps maybe guess assume let next then\smultiply mistake
-    estimate extraneous impossible rejects? fails? exclud\w+ might bound""") + r"""|\?
+    think doubt wrong false incorrect if unless whether perhaps maybe guess assume let next mistake
+    then\smultiply estimate extraneous impossible rejects? fails? exclud\w+ might bound""") + r"""|\?
     |\d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I)
 _HEDGE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     without between than at\s(?:least|most) up\sto over under above below about around like ends approximately
-    roughly nearly almost close near outside either may can could would should minus negative except rather off
-    short debt exceeds? unlikely different but ruled? lacks? far beyond sa(?:id|ys?) claims? too point divided
+    roughly nearly almost close near outside either may can could would should minus negative except rather
+    off short debt exceeds? unlikely different
+    but ruled? lacks? far beyond sa(?:id|ys?) claims? too point divided
     divisible power step option question followed repeated subtracted number\safter
     (?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial)\sof
     (?:complement|subset|successor)\sof"""), re.I)
 _CIRCUMSTANCE = re.compile(_any_word("""
-    after before in within for during per every each from by on since until with at through age aged when where
-    """) + r"\s+(?:(?:the|all)\s+)?\Z", re.I)
+    after before in within for during per every each from by on since until with at through age aged when
+    where     """) + r"\s+(?:(?:the|all)\s+)?\Z", re.I)
 _PROSE = re.compile(r"((?:(?<![\\{\w'-])(?:[A-Za-z][A-Za-z']+|[aAI])(?![\w^_-])[\s,;:.]*)+)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
@@ -593,8 +597,8 @@ _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)
 _VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
 _REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_MORE = re.compile(r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]",
-                   re.I)
+_MORE = re.compile(
+    r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -782,8 +786,8 @@ _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar 
 _ALTERING = {*_SCALES, *map(_unit, """am pm half halves third quarter mod modulo base remainder cent factorial
     and plus minus times to by point dot decimal over under out pairs gross score lakh crore root""".split())}
 _NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
-    fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right debt
-    short negative zero one two three four five six seven eight nine ten eleven twelve""".split()
+    fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
+    debt short negative zero one two three four five six seven eight nine ten eleven twelve""".split()
 _NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
@@ -1084,13 +1088,15 @@ def _equation(signs, terms, name):
     value = worked[-1]
     if not name and has_letter[exact - 1] or not all(_same(term, value) for term in worked):
         value = None
-    elif exact < len(terms) and not all(_rounds(rounded, value) for rounded in terms[exact:]):
+    elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
         raise ValueError("no rounding of the value before it")
     return Relation("=" * (exact - 1), _gaps(terms[:exact]), name, value)
 
 
 def _rounds(rounded, node):
-    return _are_plain([rounded, node]) and _is_rounding(rounded.values[0], node.values[0])
+    if not _are_plain([rounded, node]):
+        return False
+    return _is_rounding(rounded.values[0], node.values[0])
 
 
 def _gaps(terms):
@@ -1233,9 +1239,9 @@ def _letter(name):
     """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
     ranges = 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]
-    signs = [1, 1, 1, 1, *draw.choices((1, -1), k=4)]
-    values = [Fraction(sign * draw.randint(*limits), 997) for sign, limits in zip(signs, ranges)]
-    return Expression(tuple(values))
+    values = [Fraction(draw.randint(*limits), 997) for limits in ranges]
+    signs = draw.choices((1, -1), k=4)
+    return Expression((*values[:4], *map(operator.mul, values[4:], signs)))
 
 
 def _apply(operate, *operands):
@@ -1345,8 +1351,9 @@ def _known_records(path, trials):
         if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
             raise InputError(f"{path} holds something else than responses; choose another --out")
         if len(record["responses"]) not in (0, trials):
-            raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}; "
-                             "choose another --out")
+            held = len(record["responses"])
+            raise InputError(f"{path} holds {held} responses to a question, not {trials}: repeat that --trials, "
+                             "or choose another --out")
         records[_key(record)] = record
     return records
 
