@@ -316,7 +316,7 @@ def arithmetic(n: int, seed: int | str = 0,
 
 def demonstrate(question: str, draw: random.Random, skip: float = 0.0) -> str:
     """A worked solution. With probability `skip` a step runs on over the next operation and states only the
-    result of both: what a model learns from such examples is to take steps that it cannot do reliably.
+    result of both: such examples teach a model steps that it cannot do reliably.
 
     >>> demonstrate("Start with 24. Multiply by 1. Subtract 5.", random.Random(0))
     '24 * 1 = 24.\\n\\n24 - 5 = 19.\\n\\nFinal Answer: 19'
@@ -446,7 +446,7 @@ def _last_stated(text):
 def _is_denied(before="", after=""):
     """Whether the clause that leads up to a statement, or the one that follows it, denies it."""
     before = re.split(r"[.,;:!\n]|\b(?:so|but|and)\b", before[-60:])[-1]
-    after = re.split(r"[.;\n]", after[:60])[0]
+    after = re.split(r"[.;\n]", after[:60].lstrip(" $"))[0]
     return _DENIAL.search(f"{before}. {after}")
 
 
@@ -497,7 +497,7 @@ def _sentence(rest):
     end = _STATEMENT_END.search(rest)
     if end and not _is_denied(after=rest[end.end():].lstrip()):
         line = rest[:end.start()]
-    line = line.strip(" \t\r*\"'`").rstrip("*. ")
+    line = _bare(line)
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
 
@@ -701,13 +701,18 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace("...", "…")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r.;,:`\"'\n\\")
-    text = re.sub(r"(?<=[^\s*])\*+\Z", "", text).rstrip(" .")
+    text = _bare(text).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
     if whole := _DELIMITED.fullmatch(text):
         text = whole[1] or whole[2] or whole[3] or ""
     based = _BASED.fullmatch(text.strip("$ "))
     return f"{based[1]}_{based[2]}" if based else text.rstrip(" .$").lstrip()
+
+
+def _bare(text):
+    """Without the quotes and bold marks around it, and a full stop; the * of a product that was cut off stays."""
+    text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r\n`\"'.")
+    return re.sub(r"(?<=[^\s*])\*+\Z", "", text).rstrip(" .`\"'")
 
 
 def _translate(text):
@@ -1007,7 +1012,7 @@ class _Reader:
         return node
 
     def atom(self, kind, value):
-        """The operand that begins with the token (kind, value), which was taken. ValueError if none does."""
+        """The operand that begins with the token (kind, value), which was taken."""
         if kind == "num":
             return _number(value.replace(",", ""))
         if kind in ("name", "∞"):  # infinity is one more letter
@@ -1352,8 +1357,8 @@ def _known_records(path, trials):
             raise InputError(f"{path} holds something else than responses; choose another --out")
         if len(record["responses"]) not in (0, trials):
             held = len(record["responses"])
-            raise InputError(f"{path} holds {held} responses to a question, not {trials}: repeat that --trials, "
-                             "or choose another --out")
+            raise InputError(f"{path} holds {held} responses to a question, not {trials}: "
+                             "repeat that --trials, or choose another --out")
         records[_key(record)] = record
     return records
 
@@ -1375,9 +1380,8 @@ def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
 
 
 def summarise(records: list[dict], trials: int) -> dict:
-    """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error over the trials (sem,
-    None for one trial), each trial's own, and the share of responses without an answer. A problem without
-    responses counts as wrong.
+    """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error (sem, None for one
+    trial), each trial's own, and the share without an answer. A problem without responses counts as wrong.
 
     >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
     >>> summarise([{"responses": [right, right]}, {"responses": [right, wrong]}], trials=2)
@@ -1467,8 +1471,7 @@ def run_command(main: Callable):
 
 
 def leave(status: int, sentence: str | Exception):
-    """Say a sentence and exit. Of many ranks the first says what concerns all, and torchrun ends the others
-    meanwhile; what only concerns another one is said by that."""
+    """Say a sentence and exit. Of many ranks the first speaks for all, and torchrun ends the others meanwhile."""
     name = os.path.basename(sys.argv[0])
     rank = os.environ.get("RANK", "0")
     if rank != "0":
