@@ -580,8 +580,8 @@ def _values(clause):
         if words and words[0] in ("square", "cubic", "sq", *_SCALES):
             value += f" {words.pop(0)}"
         if words and _unit(words[0]) in _KNOWN_UNITS:
-            value += f" {words[0]}"
-        elif any(_alters(_unit(word)) for word in words):  # 5 and a half
+            value += f" {words.pop(0)}"
+        if any(_alters(_unit(word)) for word in words):  # 5 and a half
             value += " and more"
         (others if _CIRCUMSTANCE.search(before) else stated).append(value)
     return stated or others
@@ -710,9 +710,11 @@ def _clean(text):
 
 
 def _bare(text):
-    """Without the quotes and bold marks around it, and a full stop; the * of a product that was cut off stays."""
+    """Without quotes and bold marks around it and its full stop; the * of a product that was cut off stays."""
     text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r\n`\"'.")
-    return re.sub(r"(?<=[^\s*])\*+\Z", "", text).rstrip(" .`\"'")
+    if text.endswith("*"):
+        text = re.sub(r"(?<=[^\s*])\*+\Z", "", text)
+    return text.rstrip(" .`\"'")
 
 
 def _translate(text):
@@ -788,11 +790,13 @@ def _unit(word):
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
 # Words after a number that make another one of it, and words that are no unit
-_ALTERING = {*_SCALES, *map(_unit, """am pm half halves third quarter mod modulo base remainder cent factorial
-    and plus minus times to by point dot decimal over under out pairs gross score lakh crore root""".split())}
+_NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times to by
+    point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero one two
+    three four five six seven eight nine ten eleven twelve""".split()
 _NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
     fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
-    debt short negative zero one two three four five six seven eight nine ten eleven twelve""".split()
+    debt short negative""".split()
+_ALTERING = {*_SCALES, *map(_unit, _NUMBERS)}
 _NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
@@ -802,7 +806,7 @@ _KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]"
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
 # Short words that are no product of letters
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"am pm mod is csc cot exp lim max gcd lcm det".split()}
-_NO_PRODUCTS.update(word for word in _NO_NOUNS if len(word) == 3)
+_NO_PRODUCTS.update(word for word in _NUMBERS + _NO_NOUNS if len(word) == 3)
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
@@ -1305,6 +1309,8 @@ def _sine(x):
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
+    if exponent == 0.5:  # faster
+        return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)
 
 
@@ -1471,7 +1477,7 @@ def run_command(main: Callable):
 
 
 def leave(status: int, sentence: str | Exception):
-    """Say a sentence and exit. Of many ranks the first speaks for all, and torchrun ends the others meanwhile."""
+    """Say a sentence and exit. Of many ranks the first speaks for all; torchrun ends the others meanwhile."""
     name = os.path.basename(sys.argv[0])
     rank = os.environ.get("RANK", "0")
     if rank != "0":
