@@ -165,18 +165,12 @@ TASKS["arithmetic"] = (None, {"train": 600, "test": 300})  # generated below; th
 
 def load_problems(name: str | Path | list, *, split: str = "test", limit: int | None = None,
                   data_dir: str | Path | None = None, seed: int = 0) -> list[dict]:
-    """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}; repeated questions are dropped.
+    """A task of `TASKS`, or a file, as a list of {"question", "answer"} without repeats, at most `limit`.
 
-    Args:
-        name: a task; or a file, JSON Lines or one JSON list, with the fields question and answer or in the
-            form of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
-        split: "train", "dev" or "test", where the task has it.
-        limit: keep at most this many problems, the first ones; at least 1.
-        data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo), into which a
-            file that is in neither is downloaded.
-        seed: orders a mixture, and the options where the source has no order (SciQ).
-
-    Raises InputError for an unknown task or split, a failed download, and an unusable file, naming the line.
+    A file is JSON Lines or one JSON list, with the fields question and answer or in the form of GSM8K, MATH,
+    MetaMath, ARC, OBQA, CSQA or SciQ. A list of names is mixed by `seed`, which also orders SciQ's options.
+    A task's file is looked for in `data_dir` and the cache folder ($DVO_CACHE, else ~/.cache/dvo), and
+    downloaded into that. Raises InputError for what is unknown or unusable, naming the line.
     """
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
@@ -403,7 +397,6 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     '\\frac{1}{2}'
     >>> extract_answer("So the answer is 12 apples.")
     '12 apples'
-    >>> extract_answer("I do not know.")
     """
     _require_text(text, marker)
     text = _shown(text)
@@ -425,8 +418,7 @@ def _require_text(*texts):
 
 def _shown(text):
     shown = visible(text)
-    if not shown.strip():
-        shown = text
+    shown = shown if shown.strip() else text
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
 
 
@@ -505,8 +497,7 @@ def _sentence(rest):
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`.
 
-    Where that is prose ("The largest is $34$ of them"), the one value that its last sentence states counts.
-    Never raises but TypeError, for what is no text.
+    Of prose ("The largest is $34$ of them") the one value that its last sentence states counts.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
@@ -597,8 +588,8 @@ _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)
 _VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
 _REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_MORE = re.compile(
-    r"\b(?:all|none|both|every\w*|well|eliminated|also|right|correct|(?-i:is\s+[A-J]))\b|\A\s*[/?]", re.I)
+_OTHERWISE = re.compile(_DENIAL.pattern + r"""|\A\s*[/?]|\bis\s+(?-i:[A-J])\b|
+    """.strip() + _any_word(r"all none both every\w* well eliminated also right correct"), re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -607,9 +598,8 @@ def is_equiv(prediction: str, answer: str) -> bool:
     r"""Whether two answers mean the same: numbers, expressions, lists, tuples, intervals, equations, options.
 
     A unit, currency sign, delimiter, final full stop, thousands separator or "x =" does not change an answer.
-    Tuples are ordered, brackets of intervals matter, lists of all values and sets are unordered. Rational
-    numbers are compared exactly. Runs no part of its input and is bounded by the MAX_ constants; never raises
-    but TypeError, for what is no text.
+    Tuples are ordered, brackets of intervals matter, lists and sets are unordered. Rational numbers are
+    compared exactly. Runs no part of its input, is bounded by the MAX_ constants, raises only TypeError.
 
     >>> is_equiv(r"x = \frac{3}{4}", "0.75"), is_equiv("(a+b)^2", "a^2+2ab+b^2"), is_equiv("[0,1)", "[0,1]")
     (True, True, False)
@@ -639,7 +629,7 @@ def _is_option(prediction, letter, text):
         return True
     words, *reason = _REASON.split(rest, maxsplit=1)
     parts = [rest]
-    if reason and not _is_doubted(reason[0], _DENIAL, _MORE):
+    if reason and not _OTHERWISE.search(reason[0]):
         parts.append(words)
     if not words.strip():
         return len(parts) == 2
@@ -647,12 +637,8 @@ def _is_option(prediction, letter, text):
         return False
     if text:
         return any(_same_answer(_without_dash(part), text) for part in parts)
-    is_doubted = _is_doubted(rest, _DENIAL, _DOUBT, _MORE) or _OTHER_LABEL.search(words)
+    is_doubted = _OTHERWISE.search(rest) or _DOUBT.search(rest) or _OTHER_LABEL.search(words)
     return bool(_WORDS.match(words)) and not is_doubted
-
-
-def _is_doubted(words, *patterns):
-    return any(pattern.search(words) for pattern in patterns)
 
 
 def _without_dash(words):
@@ -710,7 +696,7 @@ def _clean(text):
 
 
 def _bare(text):
-    """Without quotes and bold marks around it and its full stop; the * of a product that was cut off stays."""
+    """Without quotes, bold marks and full stop around it; the * of a product that was cut off stays."""
     text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r\n`\"'.")
     if text.endswith("*"):
         text = re.sub(r"(?<=[^\s*])\*+\Z", "", text)
@@ -790,9 +776,9 @@ def _unit(word):
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
 # Words after a number that make another one of it, and words that are no unit
-_NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times to by
-    point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero one two
-    three four five six seven eight nine ten eleven twelve""".split()
+_NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times
+    to by point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero one
+    two three four five six seven eight nine ten eleven twelve""".split()
 _NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
     fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
     debt short negative""".split()
@@ -1045,10 +1031,12 @@ def _function(reader, function):
     power = reader.factor("^") if reader.take("^") else _number(1)
     if power == _number(-1):
         raise ValueError("an inverse function")
-    is_enclosed = reader.next() in _BRACKETS
-    argument = reader.factor("") if is_enclosed else reader.factor()
-    while not is_enclosed and reader.factor_starts() and reader.next() not in ("fn", "(", "["):
-        argument = _apply(operator.mul, argument, reader.factor())
+    if reader.next() in _BRACKETS:
+        argument = reader.factor("")
+    else:
+        argument = reader.factor()
+        while reader.factor_starts() and reader.next() not in ("fn", "(", "["):
+            argument = _apply(operator.mul, argument, reader.factor())
     return _apply(_power, _apply(function, argument), power)
 
 
@@ -1170,18 +1158,21 @@ def _same_unit(a, b, is_option):
 
 
 def _same_relation(a, b):
-    if a.signs != b.signs or len(a.gaps) != len(b.gaps):
+    """Whether a's gaps are multiples of b's, as for 2x < 4 and x < 2; positive ones for an inequality."""
+    if a.signs != b.signs or not a.gaps or len(a.gaps) != len(b.gaps):
         return False
-    return len(a.gaps) > 0 and all(map(_same_gap, a.gaps, b.gaps, a.signs))
+    for sign, left, right in zip(a.signs, a.gaps, b.gaps):
+        if _is_constant(left) or _is_constant(right):  # without a free letter
+            return False
+        ratios = _apply(operator.truediv, left, right).values
+        defined = [ratio for ratio in ratios if ratio is not None]
+        if not _agree(ratios, tuple(defined[:1])) or sign in "<≤" and defined[0] < 0:
+            return False
+    return True
 
 
-def _same_gap(a, b, sign):
-    """Whether a / b is one number at all points, as for 2x < 4 and x < 2; positive for an inequality."""
-    if _agree(a.values, a.values[:1]) or _agree(b.values, b.values[:1]):  # without a free letter
-        return False
-    ratios = _apply(operator.truediv, a, b).values
-    defined = [ratio for ratio in ratios if ratio is not None]
-    return _agree(ratios, tuple(defined[:1])) and (sign in "=≠" or defined[0] > 0)
+def _is_constant(node):
+    return _agree(node.values, node.values[:1])
 
 
 def _agree(left, right):
