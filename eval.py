@@ -777,8 +777,8 @@ def _unit(word):
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
 # Words after a number that make another one of it, and words that are no unit
 _NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times
-    to by point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero one
-    two three four five six seven eight nine ten eleven twelve""".split()
+    to by point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero
+    one two three four five six seven eight nine ten eleven twelve""".split()
 _NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
     fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
     debt short negative""".split()
@@ -936,39 +936,22 @@ class _Reader:
         return _relation(signs, terms, names) if signs else terms[0]
 
     def ratio(self):
-        """1:2, or a time of the day, which has no multiples."""
         start = self.at
         parts = [self.sum()]
         while self.take(":"):
             parts.append(self.sum())
-        if len(parts) == 1:
-            return parts[0]
-        if not _are_plain(parts):
-            raise ValueError("a ratio of groups")
-        text = "".join(value for _, value in self.tokens[start:self.at])
-        is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
-        return Group("time" if is_time else ":", tuple(parts))
+        return _ratio(parts, self.tokens[start:self.at]) if len(parts) > 1 else parts[0]
 
     def sum(self):
-        """A sum with the words after it: those of scale as factors, the others as its unit."""
+        """A sum with the words after it: cm^2, miles/hour."""
         node = self.term()
         while self.next() in ("+", "-"):  # the next factor takes it
             node = _apply(operator.add, node, self.term())
-        words = self.words()
-        if not words:
-            return node
-        while words and words[0] in _SCALES:
-            node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
-        if not isinstance(node, Expression):
-            raise ValueError("words after a group")
-        return Expression(node.values, " ".join([node.unit, *words]).strip())
-
-    def words(self):
-        """The words after a value: cm^2, miles/hour."""
         words = []
         while word := self.take("word", *("/" if words else "")):
-            words += ["per"] if word[0] == "/" else map(_unit, word[1].casefold().split())
-        return words
+            text = "per" if word[0] == "/" else word[1].casefold()
+            words += map(_unit, text.split())
+        return _measured(node, words) if words else node
 
     def term(self):
         node = self.factor()
@@ -1038,6 +1021,24 @@ def _function(reader, function):
         while reader.factor_starts() and reader.next() not in ("fn", "(", "["):
             argument = _apply(operator.mul, argument, reader.factor())
     return _apply(_power, _apply(function, argument), power)
+
+
+def _measured(node, words):
+    """The value with the words after it: those of scale as factors, the others as its unit."""
+    while words and words[0] in _SCALES:
+        node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
+    if not isinstance(node, Expression):
+        raise ValueError("words after a group")
+    return Expression(node.values, " ".join([node.unit, *words]).strip())
+
+
+def _ratio(parts, tokens):
+    """1:2, or a time of the day, which has no multiples."""
+    if not _are_plain(parts):
+        raise ValueError("a ratio of groups")
+    text = "".join(value for _, value in tokens)
+    is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
+    return Group("time" if is_time else ":", tuple(parts))
 
 
 def _are_plain(terms):
@@ -1417,18 +1418,17 @@ def open_lines(path: str | Path):
 
 def _mend(file, path):
     """Complete or drop a last line without its end."""
+    last = b""
     with open(path, "rb") as lines:
-        last = b""
         for last in lines:
             pass
-    if not last or last.endswith(b"\n"):
-        return
-    try:
-        json.loads(last)
-        file.write("\n")
-    except ValueError:
-        print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
-        file.truncate(os.path.getsize(path) - len(last))
+    if last and not last.endswith(b"\n"):
+        try:
+            json.loads(last)
+            file.write("\n")
+        except ValueError:
+            print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
+            file.truncate(os.path.getsize(path) - len(last))
 
 
 def write_line(file, record: dict):
