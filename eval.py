@@ -667,7 +667,7 @@ def _same_answer(prediction, answer, is_option=False):
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
-_DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
+_DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
 _UNICODE = str.maketrans({
@@ -687,11 +687,9 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace("...", "…")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = _bare(text).rstrip(" .;,:\n\\")
+    text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
-    if whole := _DELIMITED.fullmatch(text):
-        text = whole[1] or whole[2] or whole[3] or ""
-    based = _BASED.fullmatch(text.strip("$ "))
+    based = _BASED.fullmatch(text)
     return f"{based[1]}_{based[2]}" if based else text.rstrip(" .$").lstrip()
 
 
@@ -714,7 +712,7 @@ def _translate(text):
 
 
 def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip(" $")
+    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip()
 
 
 def _plain(text, is_folded):
@@ -722,8 +720,7 @@ def _plain(text, is_folded):
     where words have a capital inside, such as genes."""
     if len(text) > MAX_CHARS:
         return text
-    text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text))
-    text = " ".join(text.split()).rstrip(" .")
+    text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
     if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
     return _SPACES.sub("", text)
@@ -871,7 +868,7 @@ def _tokens(text):
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
-    text = re.sub(r"\\?\$|[€£]|(?<!\\)\\[()\[\]]", " ", text)
+    text = re.sub("[€£]", " ", text)
     tokens = []
     for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup

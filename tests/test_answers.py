@@ -1166,6 +1166,7 @@ B) a ferry <- Final Answer: A: a ferry
 18 <- The total is 18/
 18 <- The answer is 3 * 6 = 18 *
 7 <- ~7
+7 <- 3+4\mathrm{i}
 12 <- \text{wrong answer} = 12
 \begin{pmatrix}1&2\\3&4\end{pmatrix} <- \begin{vmatrix}1&2\\3&4\end{vmatrix}
 """
