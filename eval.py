@@ -369,10 +369,13 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 # What denies a statement, or takes it back: before it, beside a box, in the sentence after it
 _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
-    alternatively instead plus mod squared (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
+    alternatively instead plus (?<![\\(])mod squared
+    (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
 _FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")
 _FACTOR_AFTER = re.compile(r"""
-    \$?\s*(?:[-+*/^!\d]|\.\d|\\(?:times|cdot))  |  \\(?!text|end|q?quad|mbox)[A-Za-z]  |  [A-Za-z]
+    \$?\s*(?:[-+*/!\d]|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot))
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z]
+    | [A-Za-z]
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
@@ -436,9 +439,9 @@ def _last_stated(text):
 
 
 def _is_denied(before="", after=""):
-    """Whether the clause that leads up to a statement, or the one that follows it, denies it."""
-    before = re.split(r"[.,;:!\n]|\b(?:so|but|and)\b", before[-60:])[-1]
-    after = re.split(r"[.;\n]", after[:60].lstrip(" $"))[0]
+    """Whether the words just before a statement, or just after it, deny it."""
+    before = re.split(r"[.,;:!=\n]|\b(?:so|but|and)\b", before.replace("$", "")[-25:])[-1]
+    after = re.split(r"[.,;\n]", after[:20].lstrip(" $"))[0]
     return _DENIAL.search(f"{before}. {after}")
 
 
@@ -572,6 +575,8 @@ def _values(clause):
             value += f" {words.pop(0)}"
         if words and _unit(words[0]) in _KNOWN_UNITS:
             value += f" {words.pop(0)}"
+        if words and words[0].endswith("ed") and words[1:]:  # 5 invited people
+            words.pop(0)
         if any(_alters(_unit(word)) for word in words):  # 5 and a half
             value += " and more"
         (others if _CIRCUMSTANCE.search(before) else stated).append(value)
@@ -761,14 +766,14 @@ _FUNCTIONS = {
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; ft feet foot; yd yard; mi mile
     kg kilogram; mg milligram; lb pound; oz ounce; ml milliliter; hr hour; min minute; sec second
-    percent %; degree °"""
+    percent %; degree °; points"""
 _UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
 
 
 def _unit(word):
     """One spelling of a unit: cm and centimeters are the same."""
     single = word.replace(".", "").removesuffix("s")
-    return _UNITS.get(single, single)
+    return _UNITS.get(word, _UNITS.get(single, single))
 
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}

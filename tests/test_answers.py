@@ -462,6 +462,11 @@ D) 1,000 kg <- 1000 kg
 12 cm^2 <- The area is 12 cm^2.
 7 <- The answer to the question is 7.
 7 <- The answer must be 7.
+7 <- $3 + 4 = \boxed{7}$ students who did no homework.
+108 <- $6(18^\circ)=\boxed{108}^\circ$
+1 <- $5\cdot 5 \equiv \boxed{1}\pmod 6.$
+55 <- so $2x = 110$ or $x=\boxed{55}$.
+54 <- Jojo scored 54 points.
 B) a ferry <- The answer is **B**: a ferry.
 B) a ferry <- Final Answer: B — a ferry
 12 miles per hour <- 12 miles/hour
