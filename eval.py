@@ -570,7 +570,7 @@ def _values(clause):
         value = value.strip(" ,;:.=")
         if not re.search(r"\d|\\", value):
             continue
-        words = after.casefold().split()[:2]
+        words = re.findall(r"[a-z']+", after.casefold())[:2]
         if words and words[0] in ("square", "cubic", "sq", *_SCALES):
             value += f" {words.pop(0)}"
         if words and _unit(words[0]) in _KNOWN_UNITS:
