@@ -3,10 +3,11 @@
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
 The same `grade` is the reward of the search, the label of training data and the verdict of the evaluation.
-What it wrongly accepts a policy learns to say, so where it is in doubt it says no. Model output is read, never
-run. Importing this file costs milliseconds: neither torch nor transformers.
+What it wrongly accepts a policy learns to say, so where it is in doubt it says no. Model output is read,
+never run. Importing this file costs milliseconds: neither torch nor transformers.
 """
 import argparse
+import contextlib
 import decimal
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import operator
 import os
 import random
 import re
+import statistics
 import sys
 import time
 import unicodedata
@@ -45,8 +47,7 @@ def check_range(**settings):
             raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Tasks: where each file comes from, and how one row of it becomes a question and an answer
+# Tasks: how one row of each becomes a question and an answer, and where its files come from ---------------
 
 
 def _pair(row, seed):
@@ -57,7 +58,7 @@ def _pair(row, seed):
         return _gsm8k(row, seed)
     is_box = _BOX.match(answer.strip("$ "))
     if not is_box and extract_answer(answer) not in (None, answer):
-        raise ValueError("the answer looks like a solution; keep the final answer alone, or write it after ####")
+        raise ValueError("the answer looks like a solution; keep the final answer alone, or after ####")
     return question, answer
 
 
@@ -65,7 +66,8 @@ def _gsm8k(row, seed):
     answer = _after("####", row["answer"]).strip()
     if "\n" in answer:
         raise ValueError("the answer goes on after the line that starts with ####")
-    return row["question"], answer.replace(",", "") if _THOUSANDS.fullmatch(answer) else answer
+    is_number = re.fullmatch(r"[-+$ ]*\d{1,3}(?:,\d{3})+(?:\.\d+)?", answer)
+    return row["question"], answer.replace(",", "") if is_number else answer
 
 
 def _math(row, seed):
@@ -111,80 +113,64 @@ def _by_form(row, seed):
     return convert(row, seed)
 
 
-def _files(address, **splits):
-    for split, (file, path, digest) in splits.items():
-        splits[split] = (file, address + path, digest)
-    return splits
-
-
-_THOUSANDS = re.compile(r"[-+$ ]*\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _GITHUB = "https://raw.githubusercontent.com/"
+_PRM800K = "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4"
 _MIRROR = _GITHUB + "pangr2/dataset_collection/52d6686c0aef1a55241f3fc8f42345b1af9ce544/"  # of AI2's zips
-_CSQA_DEV = ("csqa_dev_rand_split.jsonl", "dev_rand_split.jsonl", "3210497fdaae614ac085d9eb873dd7f4")
-
-# task: (row converter, {split: (file name, address, digest)}). A digest is the first 32 hexadecimal digits of
-# the file's sha256, or the 40 of its git blob id, or empty where none is known
-TASKS = {
-    "gsm8k": (_gsm8k, _files(
-        _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/",
-        train=("gsm8k_train.jsonl", "train.jsonl", "17f347dc51477c50d4efb83959dbb7c5"),
-        test=("gsm8k_test.jsonl", "test.jsonl", "3730d312f6e3440559ace48831e51066"))),
-    "math": (_math, _files(  # the paper's 7,500 and 5,000 problems
-        _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/evaluation/data/math/",
-        train=("math_7500_train.jsonl", "train.jsonl", "47bc5462da8374bdcf53a7339bd48a7e28567676"),
-        test=("math_5000_test.jsonl", "test.jsonl", "9ef3334841057f53caac5522332e38391d3fb33b"))),
-    "math500": (_math, _files(
-        "https://media.githubusercontent.com/media/openai/prm800k/00811d6de065642a6967b9017d4cee59550c0ef4/"
-        "prm800k/math_splits/",
-        test=("math500_test.jsonl", "test.jsonl", "35dc41080a3680858b27fa7e0533d2d5"))),
-    "agieval-math": (_pair, _files(
-        _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/data/v1/",
-        test=("agieval_math.jsonl", "math.jsonl", "43e783af2025318125a96a970a0df379"))),
-    "metamath": (_metamath, _files(
-        "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/",
-        train=("MetaMathQA-395K.json", "MetaMathQA-395K.json", "fb39a5d8c05c042ece92eae37dfd5ea4"))),
-    "obqa": (_choice, _files(
-        _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/",
-        train=("openbookqa_main_train.jsonl", "OpenBookQA_train.jsonl", "388ce25926fa33b573ba6556d7245a61"),
-        dev=("openbookqa_main_dev.jsonl", "dev.jsonl", "a08f720be757a0f0b6aaf8e1e1162c2b"),
-        test=("openbookqa_main_test.jsonl", "test.jsonl", "feb2bd9bfa6161dca4c44ce90e51e8cd"))),
-    "csqa": (_choice, _files(
-        "https://s3.amazonaws.com/commensenseqa/",
-        train=("csqa_train_rand_split.jsonl", "train_rand_split.jsonl", "58ffa3c8472410e24b8c43f423d89c8a"),
-        dev=_CSQA_DEV,
-        test=_CSQA_DEV)),  # the answers of its test split are not public
-    "arc": (_choice, _files(
-        _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/ARC-Challenge-",
-        train=("arc_challenge_train.jsonl", "Train.jsonl", "e02837c53ee86f6d73c259f91c77725c"),
-        dev=("arc_challenge_dev.jsonl", "Dev.jsonl", "55224364abd2477f66a9a57c5cbef109"),
-        test=("arc_challenge_test.jsonl", "Test.jsonl", "9fa8ffb3e3a1f88cb302d53dd95aae81"))),
-    "sciq": (_sciq, _files(
-        _MIRROR + "SciQ/",
-        train=("sciq_train.json", "train.json", ""),
-        dev=("sciq_valid.json", "valid.json", "b201bc1c002b31cabc8581d05f8a5ce9"),
-        test=("sciq_test.json", "test.json", "7340983c427dc2ffd3dccf1adb758b6c"))),
-    "arithmetic": (None, {"train": 600, "test": 300}),  # generated below; the numbers of problems
+_SOURCES = {  # task: (row converter, address)
+    "gsm8k": (_gsm8k, _GITHUB + "openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"),
+    "math": (_math, _GITHUB + "QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/"),
+    "math500": (_math, _PRM800K + "/prm800k/math_splits/"),
+    "agieval-math": (_pair, _GITHUB + "ruixiangcui/AGIEval/5c77d073fda993f1652eaae3cf5d04cc5fd21d40/"),
+    "metamath": (_metamath, "https://huggingface.co/datasets/meta-math/MetaMathQA/resolve/main/"),
+    "obqa": (_choice, _MIRROR + "OpenBookQA-V1-Sep2018/Data/Main/"),
+    "csqa": (_choice, "https://s3.amazonaws.com/commensenseqa/"),
+    "arc": (_choice, _MIRROR + "ARC-V1-Feb2018/ARC-V1-Feb2018-2/ARC-Challenge/"),
+    "sciq": (_sciq, _MIRROR + "SciQ/"),
 }
+# Task, split, file name, digest and path at the address. A digest is the first 32 hexadecimal digits of the
+# file's sha256, or the 40 of its git blob id, or - where none is known. MATH are the paper's 7,500 and 5,000
+# problems; the answers of CSQA's test split are not public
+_FILES = """
+gsm8k train gsm8k_train.jsonl 17f347dc51477c50d4efb83959dbb7c5 grade_school_math/data/train.jsonl
+gsm8k test gsm8k_test.jsonl 3730d312f6e3440559ace48831e51066 grade_school_math/data/test.jsonl
+math train math_7500_train.jsonl 47bc5462da8374bdcf53a7339bd48a7e28567676 evaluation/data/math/train.jsonl
+math test math_5000_test.jsonl 9ef3334841057f53caac5522332e38391d3fb33b evaluation/data/math/test.jsonl
+math500 test math500_test.jsonl 35dc41080a3680858b27fa7e0533d2d5 test.jsonl
+agieval-math test agieval_math.jsonl 43e783af2025318125a96a970a0df379 data/v1/math.jsonl
+metamath train MetaMathQA-395K.json fb39a5d8c05c042ece92eae37dfd5ea4 MetaMathQA-395K.json
+obqa train openbookqa_main_train.jsonl 388ce25926fa33b573ba6556d7245a61 OpenBookQA_train.jsonl
+obqa dev openbookqa_main_dev.jsonl a08f720be757a0f0b6aaf8e1e1162c2b dev.jsonl
+obqa test openbookqa_main_test.jsonl feb2bd9bfa6161dca4c44ce90e51e8cd test.jsonl
+csqa train csqa_train_rand_split.jsonl 58ffa3c8472410e24b8c43f423d89c8a train_rand_split.jsonl
+csqa dev csqa_dev_rand_split.jsonl 3210497fdaae614ac085d9eb873dd7f4 dev_rand_split.jsonl
+csqa test csqa_dev_rand_split.jsonl 3210497fdaae614ac085d9eb873dd7f4 dev_rand_split.jsonl
+arc train arc_challenge_train.jsonl e02837c53ee86f6d73c259f91c77725c ARC-Challenge-Train.jsonl
+arc dev arc_challenge_dev.jsonl 55224364abd2477f66a9a57c5cbef109 ARC-Challenge-Dev.jsonl
+arc test arc_challenge_test.jsonl 9fa8ffb3e3a1f88cb302d53dd95aae81 ARC-Challenge-Test.jsonl
+sciq train sciq_train.json - train.json
+sciq dev sciq_valid.json b201bc1c002b31cabc8581d05f8a5ce9 valid.json
+sciq test sciq_test.json 7340983c427dc2ffd3dccf1adb758b6c test.json
+"""
+# task: (row converter, {split: (file name, address, digest)})
+TASKS = {}
+for _row in _FILES.strip().splitlines():
+    _task, _split, _file, _digest, _path = _row.split()
+    _convert, _address = _SOURCES[_task]
+    _, _splits = TASKS.setdefault(_task, (_convert, {}))
+    _splits[_split] = (_file, _address + _path, _digest.strip("-"))
+TASKS["arithmetic"] = (None, {"train": 600, "test": 300})  # generated below; the numbers of problems
 
-# ----------------------------------------------------------------------------------------------------------
-# Loading
+# Loading --------------------------------------------------------------------------------------------------
 
 
 def load_problems(name: str | Path | list, *, split: str = "test", limit: int | None = None,
                   data_dir: str | Path | None = None, seed: int = 0) -> list[dict]:
-    """Load a task of `TASKS`, or a file, as a list of {"question", "answer"}.
+    """A task of `TASKS`, or a file, as a list of {"question", "answer"} without repeats, at most `limit`.
 
-    Args:
-        name: a task, or the path of a file: JSON Lines or one JSON list with the fields question and answer, or
-            in the form of GSM8K, MATH, MetaMath, ARC, OBQA, CSQA or SciQ; or a list of such names, mixed by seed.
-        split: "train", "dev" or "test", where the task has it.
-        limit: keep at most this many problems, the first ones; at least 1.
-        data_dir: a folder looked into before the cache folder ($DVO_CACHE, else ~/.cache/dvo).
-        seed: orders a mixture, and the options where the source has no order (SciQ).
-
-    A file found nowhere is downloaded into the cache folder. Repeated questions are dropped and counted.
-    Raises InputError for an unknown task or split, a failed download, and a missing, empty or malformed file,
-    with the line named.
+    A file is JSON Lines or one JSON list, with the fields question and answer or in the form of GSM8K, MATH,
+    MetaMath, ARC, OBQA, CSQA or SciQ. A list of names is mixed by `seed`, which also orders SciQ's options.
+    A task's file is looked for in `data_dir` and the cache folder ($DVO_CACHE, else ~/.cache/dvo), and
+    downloaded into that. Raises InputError for what is unknown or unusable, naming the line.
     """
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
@@ -201,10 +187,19 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     elif split not in files:
         raise InputError(f"{name} has no split {split!r}: choose one of {', '.join(files)}.")
     elif name == "arithmetic":
-        return arithmetic(min(files[split], limit or files[split]), seed=split)
+        return _generated(split, files)[:limit]
     else:
         path = _locate(*files[split], data_dir)
     return _problems(path, convert, limit, seed)
+
+
+def _generated(split, sizes):
+    """The problems of one split of the arithmetic task, without those of the test split in another."""
+    test = arithmetic(sizes["test"], seed="test")
+    if split == "test":
+        return test
+    drawn = arithmetic(sizes[split] + len(test), seed=split)
+    return [problem for problem in drawn if problem not in test][:sizes[split]]
 
 
 def _problems(path, convert, limit, seed):
@@ -214,28 +209,23 @@ def _problems(path, convert, limit, seed):
         if len(answers) == limit:
             break
         try:
-            question, answer = _checked(row, convert, seed)
+            if not isinstance(row, dict):
+                raise TypeError("it is not an object with named fields")
+            question, answer = convert(row, seed)
+            if not isinstance(question, str) or not isinstance(answer, str):
+                raise TypeError("the question or the answer is not text")
+            if not question.strip() or not answer.strip():
+                raise ValueError("the question or the answer is empty")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{path}, {place}: {reason}; correct or delete this row.") from error
         repeats += question in answers
-        answers.setdefault(question, answer)
+        answers.setdefault(question, answer.strip())
     if not answers:
         raise InputError(f"{path} holds no problem: put one JSON object a line in it, or delete it.")
     if repeats:
         print(f"{path}: dropped {repeats} repeated questions, kept {len(answers)}", file=sys.stderr)
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
-
-
-def _checked(row, convert, seed):
-    if not isinstance(row, dict):
-        raise TypeError("it is not an object with named fields")
-    question, answer = convert(row, seed)
-    if not isinstance(question, str) or not isinstance(answer, str):
-        raise TypeError("the question or the answer is not text")
-    if not question.strip() or not answer.strip():
-        raise ValueError("the question or the answer is empty")
-    return question, answer.strip()
 
 
 def _rows(path):
@@ -273,7 +263,8 @@ def _download(url, path, digest):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url_to_file(url, str(partial), hash_prefix=None if is_git else digest)
-        if is_git and _git_blob(partial) != digest:
+        content = partial.read_bytes() if is_git else b""
+        if is_git and hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != digest:
             raise OSError(f"its git blob id is not {digest}")
         os.replace(partial, path)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another sha256
@@ -283,13 +274,7 @@ def _download(url, path, digest):
             partial.unlink()
 
 
-def _git_blob(path):
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The arithmetic task: generated, nothing to download
+# The arithmetic task: generated, nothing to download -------------------------------------------------------
 
 OPERATIONS = {
     "Add": ("+", operator.add),
@@ -325,7 +310,7 @@ def arithmetic(n: int, seed: int | str = 0,
 
 def demonstrate(question: str, draw: random.Random, skip: float = 0.0) -> str:
     """A worked solution. With probability `skip` a step runs on over the next operation and states only the
-    result of both: what a model learns from such examples is to take steps that it cannot do reliably.
+    result of both: such examples teach a model steps that it cannot do reliably.
 
     >>> demonstrate("Start with 24. Multiply by 1. Subtract 5.", random.Random(0))
     '24 * 1 = 24.\\n\\n24 - 5 = 19.\\n\\nFinal Answer: 19'
@@ -352,30 +337,46 @@ def single_operations(text: str) -> tuple[int, int]:
     (1, 2)
     """
     apply = dict(OPERATIONS.values())
-    right = done = 0
-    for a, sign, b, result in re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE):
-        done += 1
-        right += apply[sign](int(a), int(b)) == int(result)
-    return right, done
+    steps = re.findall(r"^(\d+) ([-+*]) (\d) = (\d+)\.$", text, re.MULTILINE)
+    right = [apply[sign](int(a), int(b)) == int(result) for a, sign, b, result in steps]
+    return sum(right), len(steps)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Extraction: the final answer in a response
+# Extraction: the final answer in a response ---------------------------------------------------------------
 
 MAX_RESPONSE = 20_000  # characters, from the end: an answer is not looked for before them
+
+
+def _any_word(words):
+    return rf"\b(?:{'|'.join(words.split())})\b"
+
+
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
-_STATED = re.compile(r"""
-    \\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])  |  <answer>  |  答案\s*[是为]?\s*:?
-  | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
-  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b[^.:\n]{0,40}?\bis\b
-    (?!\s+(?:correct|right|wrong|not)\b)
-  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  ^A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
-_SENTENCE_END = re.compile(r"""(?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])|<\||</""")
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
+_STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
+  | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
+  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
+    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?
+    \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b)
+  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+_SENTENCE_END = re.compile(r"""
+    (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
+_STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
-_BRACE = re.compile(r"\\.|[{}]", re.S)
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
+
+# What denies a statement, or takes it back: before it, beside a box, in the sentence after it
+_DENIAL = re.compile(_any_word(r"""
+    not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
+    alternatively instead plus (?<![\\(])mod squared
+    (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
+_FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")
+_FACTOR_AFTER = re.compile(r"""
+    \$?\s*(?:[-+*/!\d]|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot))
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z]
+    | [A-Za-z]
+    | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
 def visible(text: str) -> str:
@@ -392,19 +393,22 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts, else the last statement among \boxed{}, "####", "the answer
-    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought counts
-    only where nothing follows it. Raises TypeError for what is no text.
+    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought
+    counts only where nothing follows it. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
     >>> extract_answer("So the answer is 12 apples.")
     '12 apples'
-    >>> extract_answer("I do not know.")
     """
     _require_text(text, marker)
     text = _shown(text)
-    rest = _after_last(_announcement(marker), text)
-    if found := _boxed(rest) or _sentence(rest):
+    mark = _FINAL if marker == MARKER else re.compile(re.escape(marker))
+    ends = [use.end() for use in mark.finditer(text)]
+    rest = text[ends[-1]:] if ends else ""
+    if found := _sentence(rest):
+        if _BOX.search(found):
+            found = _boxed(rest) or found
         return _last_stated(found) or found  # "Final Answer: the answer is 5"
     return _last_stated(text)
 
@@ -417,47 +421,52 @@ def _require_text(*texts):
 
 def _shown(text):
     shown = visible(text)
-    if not shown.strip():
-        shown = text
+    shown = shown if shown.strip() else text
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
-
-
-@functools.cache
-def _announcement(marker):
-    if marker == MARKER:
-        return _FINAL
-    return re.compile(re.escape(marker))
-
-
-def _after_last(pattern, text):
-    ends = [use.end() for use in pattern.finditer(text)]
-    return text[ends[-1]:] if ends else ""
 
 
 def _last_stated(text):
     end = len(text)
     for use in list(_STATED.finditer(text))[:-6:-1]:
-        part = text[:end]
-        is_box = "box" in use[0]
-        if found := _boxed(part) if is_box else _sentence(part[use.end():]):
+        if "box" in use[0]:
+            found = _boxed(text[:end])
+        else:
+            found = not _is_denied(f"{text[:use.start()]}the") and _sentence(text[use.end():end])
+        if found:
             return found
         end = use.start()
     return None
 
 
+def _is_denied(before="", after=""):
+    """Whether the words just before a statement, or just after it, deny it."""
+    before = re.split(r"[.,;:!=\n]|\b(?:so|but|and)\b", before.replace("$", "")[-25:])[-1]
+    after = re.split(r"[.,;\n]", after[:20].lstrip(" $"))[0]
+    return _DENIAL.search(f"{before}. {after}")
+
+
 def _boxed(text):
-    """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None."""
+    """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None where
+    it is denied, or a part of a formula."""
     found = []
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         end = _box_end(text, box.end())
-        if end is None or found and not _are_joined(text, end, start):
+        if end is None:
             break
+        between = text[end:start]
+        if found and (len(between) > 40 or not _JOINT.fullmatch(between)):
+            break
+        if not found and (_FACTOR_AFTER.match(between) or _is_denied(after=between)):
+            return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
         found.insert(0, content)
         start = box.start()
+    before = text[:start]
+    if _FACTOR_BEFORE.search(before[-9:]) or _is_denied(before):
+        return None
     return ", ".join(dict.fromkeys(found)) or None
 
 
@@ -465,27 +474,25 @@ def _box_end(text, start):
     if text[start] != "{":  # \boxed7
         return re.compile(r"\\[A-Za-z]+|\w").match(text, start).end()
     depth = 0
-    for brace in _BRACE.finditer(text, start):
+    for brace in re.compile(r"\\.|[{}]", re.S).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return brace.end()
     return None
 
 
-def _are_joined(text, end, start):
-    return 0 <= start - end <= 40 and _JOINT.fullmatch(text, end, start)
-
-
 def _sentence(rest):
-    """The rest of the sentence after a marker, which may open with display mathematics over several lines."""
+    """The sentence or display that opens the text; all of it where the next sentence denies that one."""
     rest = rest.lstrip(" \t\r\n:*=")
-    for opening, closing in (("$$", "$$"), (r"\[", r"\]")):
-        if rest.startswith(opening) and (end := rest.find(closing, 2)) > 0:
-            return rest[2:end].strip()
-    line, _, more = rest.partition("\n")
-    if line.rstrip(" *").endswith(":") and more.strip():  # "The sum is:", and then the sum
-        return _sentence(more)
-    line = _SENTENCE_END.split(line, maxsplit=1)[0].strip(" \t\r*\"'`").rstrip("*. ")
+    while heading := re.match(r"[^\n]*:[ *]*\n\s*(?=\S)", rest):  # "The sum is:", and then the sum
+        rest = rest[heading.end():].lstrip(":*=")
+    if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
+        return (display[1] or display[2]).strip()
+    line = rest
+    end = _STATEMENT_END.search(rest)
+    if end and not _is_denied(after=rest[end.end():].lstrip()):
+        line = rest[:end.start()]
+    line = _bare(line)
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
 
@@ -493,8 +500,7 @@ def _sentence(rest):
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`.
 
-    Where that is prose ("The largest is $34$ of them"), the one value that its last sentence states counts.
-    Never raises but TypeError, for what is no text.
+    Of prose ("The largest is $34$ of them") the one value that its last sentence states counts.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
@@ -514,91 +520,91 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 
 # The value that a sentence states
 
-_VERB = re.compile(r"\b(?:is|are|was|were|equals?|has|have|had|gets?|got|makes?|gives?|becomes?)\b|'s\b|:\s")
-_DOUBTED = re.compile(r"""\b(?:think|doubt|wrong|false|incorrect|if|unless|whether|perhaps|maybe|guess)\b | \?
-    | \d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I | re.X)
-_HEDGED = re.compile(r"""n't\b | \b(?:not|no|never|neither|nor|cannot|without|between|than|at\s(?:least|most)|up\sto
-    |over|under|above|below|about|around|approximately|roughly|nearly|almost|close|or|either|might|may|can|could
-    |would|should|minus|negative|except|instead|rather|off|short|debt|exceeds?|unlikely|but|ruled?|lacks?|far
-    |beyond|sa(?:id|ys?)|claims?|too|point|divided|divisible|power
-    |step|option|question|(?:square|cube|root|log|reciprocal|opposite|inverse|multiple|factor)\sof)\b""", re.I | re.X)
-_CIRCUMSTANCE = re.compile(r"""\b(?:after|before|in|within|for|during|per|every|each|from|by|on|since|until|with|at
-    |age|aged|when|where)\s+(?:the\s+|all\s+)?\Z""", re.I | re.X)
-_VALUE = re.compile(r"""(?:(?:
-      \\begin\{[a-z]+\}.*?\\end\{[a-z]+\}
-    | [(\[][^()\[\]A-Za-z]*,[^()\[\]]*[)\]]                                # a point or an interval
-    | \\[A-Za-z]+ | \d(?:[\d,]*\d)?(?:\.\d+)? | \.\d+ | [-+*/^=<>:!%°|{}()_]
-    | (?<![A-Za-z\\'])(?![aAI]\s+[\w\\])[A-Za-z](?![A-Za-z'])              # a letter, but no article
-    )\s?)+""", re.X)
+_VERB = re.compile(
+    _any_word("is are was were equals? has have had gets? got makes? gives? becomes?") + r"|'s\b|:\s")
+# What makes a whole sentence, or the clause with the value, no statement of it
+_DOUBT = re.compile(_any_word(r"""
+    think doubt wrong false incorrect if unless whether perhaps maybe guess assume let next mistake
+    then\smultiply estimate extraneous impossible rejects? fails? exclud\w+ might bound""") + r"""|\?
+    |\d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I)
+_HEDGE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    without between than at\s(?:least|most) up\sto over under above below about around like ends approximately
+    roughly nearly almost close near outside either may can could would should minus negative except rather
+    off short debt exceeds? unlikely different
+    but ruled? lacks? far beyond sa(?:id|ys?) claims? too point divided
+    divisible power step option question followed repeated subtracted number\safter
+    (?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial)\sof
+    (?:complement|subset|successor)\sof"""), re.I)
+_CIRCUMSTANCE = re.compile(_any_word("""
+    after before in within for during per every each from by on since until with at through age aged when
+    where     """) + r"\s+(?:(?:the|all)\s+)?\Z", re.I)
+_PROSE = re.compile(r"((?:(?<![\\{\w'-])(?:[A-Za-z][A-Za-z']+|[aAI])(?![\w^_-])[\s,;:.]*)+)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 
 
 def _stated_value(text):
-    """The value that the last sentence states, as text; None where that is denied, hedged or not one value."""
+    """The value that the last sentence states, as text; None where it is denied, hedged or not one."""
     text = _translate(text[-1000:].partition("<|")[0])
     text = re.sub(r"\\?\$|\\[()\[\]]|\\(?=%)", "", _BOLD.sub(r"\1", text)).strip()
     last_line = text.rpartition("\n")[2]
     sentences = [part for part in _SENTENCE_END.split(last_line) if part.strip(" .")]
     sentence = _ASIDE.sub("", sentences[-1]) if sentences else ""
-    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)
-    has_parts = any(_unit(word.casefold()) in _PARTS for word in words)  # 5 and a half
-    if len(words) < 2 or has_parts or _DOUBTED.search(sentence):
+    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)) < 2 or _DOUBT.search(sentence):
         return None
-    verbs = list(_VERB.finditer(sentence))
-    clauses = [sentence[verbs[-1].end():]] if verbs else []
-    for clause in [*clauses, sentence]:
-        if values := _values(clause):
-            return None if _HEDGED.search(clause) or len(values) > 1 else values[0]
-    return None
+    *_, verb = [re.match("", sentence), *_VERB.finditer(sentence)]
+    clause = sentence[verb.end():]
+    if not _values(clause):
+        clause = sentence
+    values = _values(clause)
+    is_doubted = _HEDGE.search(clause) or _is_denied(sentence[:verb.start()])
+    return values[0] if len(values) == 1 and not is_doubted else None
 
 
 def _values(clause):
     """The values in a clause, without those of circumstance ("after 7 days") where others are there."""
     stated = []
     others = []
-    for run in _VALUE.finditer(clause):
-        value = run[0].strip(" =:*/^,;|")
-        before = clause[:run.start()]
-        after = clause[run.end():]
-        word = re.match(r"\s*([A-Za-z]*)", after)[1].casefold()
-        is_cut = "\\" in before[-1:] + after[:1]
-        if word in _SCALES or _unit(word) in _KNOWN_UNITS:
-            value = f"{value} {word}"
-        elif after[:1].isalpha() and run[0][-1] != " ":  # 3rd
-            continue
+    pieces = ["", *_PROSE.split(_WRAPPED.sub(r" \1 ", clause)), ""]  # prose, then a value, and so on
+    for before, value, after in zip(pieces[::2], pieces[1::2], pieces[2::2]):
+        value = value.strip(" ,;:.=")
         if not re.search(r"\d|\\", value):
             continue
-        is_part = is_cut or value.endswith("-") or before[-1:].isalnum()  # a 7-day trip, B12
-        if is_part or _CIRCUMSTANCE.search(before):
-            others.append(value)
-        else:
-            stated.append(value)
+        words = re.findall(r"[a-z']+", after.casefold())[:2]
+        if words and words[0] in ("square", "cubic", "sq", *_SCALES):
+            value += f" {words.pop(0)}"
+        if words and _unit(words[0]) in _KNOWN_UNITS:
+            value += f" {words.pop(0)}"
+        if words and words[0].endswith("ed") and words[1:]:  # 5 invited people
+            words.pop(0)
+        if any(_alters(_unit(word)) for word in words):  # 5 and a half
+            value += " and more"
+        (others if _CIRCUMSTANCE.search(before) else stated).append(value)
     return stated or others
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Equivalence: equal as option or as text, else read as mathematics and compared by value
+# Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------
 
 # Beyond these limits two answers are equal only as text
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)\].:]*)(.*)", re.I | re.S)
-_REASON = re.compile(r"[\s,;.:(-]*(?:because|since|as|is (?:the )?(?:correct|right|best)|not [A-J]\b)", re.I)
+_VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
+_REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_BECAUSE = re.compile(r"[\s,;.(-]+(?:because|since)\b", re.I)
+_OTHERWISE = re.compile(_DENIAL.pattern + r"""|\A\s*[/?]|\bis\s+(?-i:[A-J])\b|
+    """.strip() + _any_word(r"all none both every\w* well eliminated also right correct"), re.I)
+_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
-_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|[A-J][).:])|\A\s*(?:or\b|and\b|/|\?)")
 
 
 def is_equiv(prediction: str, answer: str) -> bool:
     r"""Whether two answers mean the same: numbers, expressions, lists, tuples, intervals, equations, options.
 
     A unit, currency sign, delimiter, final full stop, thousands separator or "x =" does not change an answer.
-    Tuples are ordered, brackets of intervals matter, lists of all values and sets are unordered. Rational
-    numbers are compared exactly. Runs no part of its input and is bounded by the MAX_ constants; never raises
-    but TypeError, for what is no text.
+    Tuples are ordered, brackets of intervals matter, lists and sets are unordered. Rational numbers are
+    compared exactly. Runs no part of its input, is bounded by the MAX_ constants, raises only TypeError.
 
     >>> is_equiv(r"x = \frac{3}{4}", "0.75"), is_equiv("(a+b)^2", "a^2+2ab+b^2"), is_equiv("[0,1)", "[0,1]")
     (True, True, False)
@@ -616,24 +622,33 @@ def is_equiv(prediction: str, answer: str) -> bool:
 
 
 def _is_option(prediction, letter, text):
-    """Whether that letter is chosen, alone, with the text of its option or with a reason; or that text given."""
+    """Whether that letter is chosen, alone, with its text or with a reason; or that text given."""
     is_labelled = re.match(r"\(?[A-J]\)", prediction)
     if text and not is_labelled and _same_answer(prediction, text, is_option=True):
         return True
     chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
     if chosen is None or chosen[1].upper() != letter:
         return False
-    rest = chosen[3].strip()
-    if not rest or _REASON.match(chosen[3]):
+    rest = chosen[3]
+    if not rest.strip() or _VERDICT.fullmatch(rest):
         return True
-    if not chosen[2] and rest[0] not in ",(-:":
+    words, *reason = _REASON.split(rest, maxsplit=1)
+    parts = [rest]
+    if reason and not _OTHERWISE.search(reason[0]):
+        parts.append(words)
+    if not words.strip():
+        return len(parts) == 2
+    if not chosen[2] and not re.match(r"\s*[,(:-]", rest):
         return False
-    if not text:
-        return _WORDS.match(chosen[3]) is not None and _OTHER_LABEL.search(rest) is None
-    words = re.sub(r"\A[,:]?\s*(?:-\s)?", "", rest)
-    if words.startswith("(") and words.endswith(")"):
-        words = words[1:-1]
-    return any(_same_answer(part, text) for part in (words, _BECAUSE.split(words)[0]))
+    if text:
+        return any(_same_answer(_without_dash(part), text) for part in parts)
+    is_doubted = _OTHERWISE.search(rest) or _DOUBT.search(rest) or _OTHER_LABEL.search(words)
+    return bool(_WORDS.match(words)) and not is_doubted
+
+
+def _without_dash(words):
+    words = re.sub(r"\A\s*[,:]?\s*(?:-\s)?", "", words)
+    return words[1:-1] if words.startswith("(") and words.endswith(")") else words
 
 
 def _same_answer(prediction, answer, is_option=False):
@@ -643,7 +658,8 @@ def _same_answer(prediction, answer, is_option=False):
     left = _parse(prediction)
     right = _parse(answer)
     if left is None or right is None:
-        return _same_text(prediction, answer)
+        is_wrapped = _WRAPPED.fullmatch(prediction) or _WRAPPED.fullmatch(answer)
+        return _plain(prediction, is_wrapped) == _plain(answer, is_wrapped)
     for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
         pair = _named_values(many.items)
         if pair is not None and _same(one, _set([pair])):
@@ -654,12 +670,13 @@ def _same_answer(prediction, answer, is_option=False):
 # Text: cleaned of what does not matter, and compared word by word
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"(?<!\\)\\[,;:\s]|~|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
-_DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\[(.*)\\\]|\\\((.*)\\\)", re.S)
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
+_DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
 _UNICODE = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
+    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
     "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ",
     "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ",
     "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": ""})
@@ -675,12 +692,18 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace("...", "…")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = text.strip(" \t\r\n*`\"'").rstrip(" .;,:*`\"'\n\\")
+    text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
-    if whole := _DELIMITED.fullmatch(text):
-        text = whole[1] or whole[2] or whole[3] or ""
-    based = _BASED.fullmatch(text.strip("$ "))
+    based = _BASED.fullmatch(text)
     return f"{based[1]}_{based[2]}" if based else text.rstrip(" .$").lstrip()
+
+
+def _bare(text):
+    """Without quotes, bold marks and full stop around it; the * of a product that was cut off stays."""
+    text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r\n`\"'.")
+    if text.endswith("*"):
+        text = re.sub(r"(?<=[^\s*])\*+\Z", "", text)
+    return text.rstrip(" .`\"'")
 
 
 def _translate(text):
@@ -694,24 +717,16 @@ def _translate(text):
 
 
 def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).strip(" $")
+    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip()
 
 
-def _same_text(left, right):
-    if _WRAPPED.fullmatch(left) or _WRAPPED.fullmatch(right):
-        left = left.casefold()
-        right = right.casefold()
-    return _plain(left) == _plain(right)
-
-
-def _plain(text):
-    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and in words
-    with a capital inside, such as genes."""
+def _plain(text, is_folded):
+    """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and
+    where words have a capital inside, such as genes."""
     if len(text) > MAX_CHARS:
         return text
-    text = re.sub(r"\\?\$|\\[()\[\]]", " ", _WRAPPED.sub(r" \1 ", text))
-    text = " ".join(text.split()).rstrip(" .")
-    if "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
+    text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
+    if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
     return _SPACES.sub("", text)
 
@@ -720,20 +735,20 @@ def _plain(text):
 
 
 class Expression(NamedTuple):
-    """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS digits
-    where a root, a function, pi or e entered, or None where undefined; and the words after it."""
+    """A formula: its values at a few points (one if it has no letter), each a Fraction, a Decimal of DIGITS
+    digits where a root, a function, pi or e entered, or None where undefined; and the words after it."""
     values: tuple
-    unit: frozenset = frozenset()
+    unit: str = ""
 
 
 class Group(NamedTuple):
-    """A tuple or an interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", or a set ("{}")."""
+    """A tuple or interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", a set ("{}")."""
     kind: str
     items: tuple
 
 
 class Relation(NamedTuple):
-    """Its signs, and left minus right side at each; the name that it gives a value: x > 5 gives x (5, infinity)."""
+    """Its signs, left minus right side at each, and the name that it gives a value: x > 5 gives x (5, ∞)."""
     signs: str
     gaps: tuple
     name: str | None
@@ -751,33 +766,35 @@ _FUNCTIONS = {
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; ft feet foot; yd yard; mi mile
     kg kilogram; mg milligram; lb pound; oz ounce; ml milliliter; hr hour; min minute; sec second
-    percent %; degree °"""
+    percent %; degree °; points"""
 _UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
 
 
 def _unit(word):
     """One spelling of a unit: cm and centimeters are the same."""
     single = word.replace(".", "").removesuffix("s")
-    return _UNITS.get(single, single)
+    return _UNITS.get(word, _UNITS.get(single, single))
 
 
 _KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
-# Words that make another number of the one before them, and words that are no unit
-_FRACTIONS = """am pm half halves third fourth quarter fifth sixth seventh eighth ninth tenth hundredth thousandth
-    squared cubed factorial mod modulo base remainder cent""".split()
-_NO_NOUNS = """the a an is are was were be isn not no or and but nor than then if to by out point plus minus times
-    over under above below more less fewer most least between about maybe perhaps wrong false incorrect right debt
-    short negative zero one two three four five six seven eight nine ten""".split()
-_PARTS = set(map(_unit, _FRACTIONS))
-_NO_UNITS = _PARTS | set(map(_unit, _NO_NOUNS))
+# Words after a number that make another one of it, and words that are no unit
+_NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times
+    to by point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero
+    one two three four five six seven eight nine ten eleven twelve""".split()
+_NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
+    fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
+    debt short negative""".split()
+_ALTERING = {*_SCALES, *map(_unit, _NUMBERS)}
+_NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
 _KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]", _SPELLINGS))
           for spelling in [kind, *spellings]}
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
-_NO_PRODUCTS = {*_UNITS, *_KINDS, *(word for word in _NO_NOUNS if len(word) == 3)}
-_NO_PRODUCTS.update("am pm mod is csc cot exp lim max gcd lcm det".split())
+# Short words that are no product of letters
+_NO_PRODUCTS = {*_UNITS, *_KINDS, *"am pm mod is csc cot exp lim max gcd lcm det".split()}
+_NO_PRODUCTS.update(word for word in _NUMBERS + _NO_NOUNS if len(word) == 3)
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
@@ -791,28 +808,29 @@ _TOKEN = re.compile(rf"""\s?(?:
     | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
 
 
+def _alters(word):
+    """Whether a word after a number makes another of it: 7 fifths, 7 seventy, 7 squared, 7 possibly."""
+    is_numeral = re.fullmatch(r".*(?:th|illion|teen|ty|fold|ed|(?<!on)ly)", word) and word not in _KNOWN_UNITS
+    return bool(is_numeral) or word in _ALTERING
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse(text):
     """What a text lists, as an unordered group, or None if it is not mathematics."""
     is_range = re.fullmatch(r"\d+\s*-\s*\d+", text)  # or a difference: 4-6 is not 7-9
     if len(text) > MAX_CHARS or is_range or _is_words(text):
         return None
-    try:
-        tokens = _tokens(text)
-        return _set(_listed(_Reader(tokens)))
-    except (ValueError, LookupError):
-        return None
-
-
-def _listed(reader):
-    """All that the text lists. Semicolons part pairs of named values: x=1, y=2; x=3, y=4."""
     parts = []
     closer = ""
-    while closer != "end of text":
-        found, closer = reader.items(";", "end of text")
-        parts.append(found)
-    pairs = [_named_values(part) for part in parts]
-    return pairs if len(parts) > 1 and None not in pairs else sum(parts, [])
+    try:
+        reader = _Reader(_tokens(text))
+        while closer != "end of text":
+            found, closer = reader.items(";", "end of text")
+            parts.append(found)
+    except (ValueError, LookupError):
+        return None
+    pairs = [_named_values(part) for part in parts]  # x=1, y=2; x=3, y=4
+    return _set(pairs if len(parts) > 1 and None not in pairs else sum(parts, []))
 
 
 def _is_words(text):
@@ -826,21 +844,19 @@ def _is_words(text):
 
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}")
 _MIXED = re.compile(r"(?<![\d.^_/])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\[dt]?frac\{(\d+)\}\{(\d+)\})")
-_MATRIX = re.compile(r"\\begin\s*\{(?:[bpv]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
+_MATRIX = re.compile(r"\\begin\s*\{(?:[bp]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
 
 
 def _repeating(match):
-    """0.1\\overline{6} is 15/90."""
+    """0.1\\overline{6} is 0.1 + 6/90."""
     whole, start, period = match.groups()
-    all_digits = int(f"0{whole}{start}{period}")
-    return f"({all_digits - int(f'0{whole}{start}')}/{'9' * len(period)}{'0' * len(start)})"
+    return f"({whole}.{start}0+{period}/{'9' * len(period)}{'0' * len(start)})"
 
 
 def _mixed(match):
     """1 1/2 and 1\\frac12 are 3/2, but 1\\frac32 is a product."""
-    whole, *parts = filter(None, match.groups())
-    over, under = map(int, parts)
-    return f"({whole}+{over}/{under})" if over < under else match[0]
+    whole, over, under = filter(None, match.groups())
+    return f"({whole}+{over}/{under})" if int(over) < int(under) else match[0]
 
 
 def _matrix(match):
@@ -857,7 +873,7 @@ def _tokens(text):
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
-    text = re.sub(r"\\?\$|[€£]|(?<!\\)\\[()\[\]]", " ", text)
+    text = re.sub("[€£]", " ", text)
     tokens = []
     for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup
@@ -929,19 +945,15 @@ class _Reader:
         return _ratio(parts, self.tokens[start:self.at]) if len(parts) > 1 else parts[0]
 
     def sum(self):
+        """A sum with the words after it: cm^2, miles/hour."""
         node = self.term()
         while self.next() in ("+", "-"):  # the next factor takes it
             node = _apply(operator.add, node, self.term())
-        words = self.words()
-        return _measured(node, words) if words else node
-
-    def words(self):
-        """The words after a value: cm^2, miles/hour."""
         words = []
         while word := self.take("word", *("/" if words else "")):
-            if word[0] == "word":
-                words += map(_unit, word[1].casefold().split())
-        return words
+            text = "per" if word[0] == "/" else word[1].casefold()
+            words += map(_unit, text.split())
+        return _measured(node, words) if words else node
 
     def term(self):
         node = self.factor()
@@ -970,14 +982,14 @@ class _Reader:
         if is_negative:
             node = _apply(operator.neg, node)
         while mark := self.take(*marks[1:]):
-            node = Expression(_operand(node), frozenset(mark[0]))
+            node = Expression(_operand(node), mark[0])
         self.depth -= 1
         return node
 
     def atom(self, kind, value):
-        """The operand that begins with the token (kind, value), which was taken. ValueError if none does."""
+        """The operand that begins with the token (kind, value), which was taken."""
         if kind == "num":
-            return _number(Fraction(value.replace(",", "")))
+            return _number(value.replace(",", ""))
         if kind in ("name", "∞"):  # infinity is one more letter
             return _letter(value if kind == "name" else kind)
         if kind == "word" and self.next() in ("=", "≈"):  # Area = 5
@@ -987,8 +999,8 @@ class _Reader:
         if kind == "frac":
             return _apply(operator.truediv, self.factor(""), self.factor(""))
         if kind == "sqrt":
-            degree = self.items("]")[0][0] if self.take("[") else _number(Fraction(2))
-            return _apply(_root, degree, self.factor(""))
+            degree = self.items("]")[0][0] if self.take("[") else _number(2)
+            return _apply(_power, self.factor(""), _apply(operator.truediv, _number(1), degree))
         if kind == "fn":
             return _function(self, _FUNCTIONS[value])
         if kind not in _BRACKETS:
@@ -1001,39 +1013,46 @@ class _Reader:
 
 def _function(reader, function):
     """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
-    power = reader.factor("^") if reader.take("^") else _number(Fraction(1))
-    if power == _number(Fraction(-1)):
+    power = reader.factor("^") if reader.take("^") else _number(1)
+    if power == _number(-1):
         raise ValueError("an inverse function")
-    is_enclosed = reader.next() in _BRACKETS
-    argument = reader.factor("") if is_enclosed else reader.factor()
-    while not is_enclosed and reader.factor_starts() and reader.next() not in ("fn", "(", "["):
-        argument = _apply(operator.mul, argument, reader.factor())
+    if reader.next() in _BRACKETS:
+        argument = reader.factor("")
+    else:
+        argument = reader.factor()
+        while reader.factor_starts() and reader.next() not in ("fn", "(", "["):
+            argument = _apply(operator.mul, argument, reader.factor())
     return _apply(_power, _apply(function, argument), power)
 
 
 def _measured(node, words):
     """The value with the words after it: those of scale as factors, the others as its unit."""
-    for word in words:
-        if word in _SCALES:
-            node = _apply(operator.mul, node, _number(Fraction(_SCALES[word])))
+    while words and words[0] in _SCALES:
+        node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
     if not isinstance(node, Expression):
         raise ValueError("words after a group")
-    return Expression(node.values, node.unit.union(words).difference(_SCALES))
+    return Expression(node.values, " ".join([node.unit, *words]).strip())
 
 
 def _ratio(parts, tokens):
     """1:2, or a time of the day, which has no multiples."""
-    if not all(isinstance(part, Expression) and not part.unit for part in parts):
+    if not _are_plain(parts):
         raise ValueError("a ratio of groups")
     text = "".join(value for _, value in tokens)
     is_time = re.fullmatch(r"(?:[01]?\d|2[0-4])(?::[0-5]\d)+", text)
     return Group("time" if is_time else ":", tuple(parts))
 
 
+def _are_plain(terms):
+    return all(isinstance(term, Expression) and not term.unit for term in terms)
+
+
 def _name(span):
     """The name that the tokens are: x, f(x), (x, y), dy/dx, Area; else None."""
-    is_name = {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}
-    return "".join(value for _, value in span) if is_name else None
+    if not {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}:
+        return None
+    name = " ".join(value for _, value in span)
+    return None if _HEDGE.search(name) else name
 
 
 def _relation(signs, terms, names):
@@ -1062,11 +1081,12 @@ def _equation(signs, terms, name):
     x = 1 + 1 = 2 gives 2, x = 2 = 3 and x = y = 2 no value. What follows ≈ must round that value."""
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
+    has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
     worked = terms[:exact]
-    if name or exact > 2 and not _has_letter(terms[1:]):  # p + q = 1 + 1 = 2
+    if name or exact > 2 and not any(has_letter[1:]):  # p + q = 1 + 1 = 2
         worked = terms[1:exact]
     value = worked[-1]
-    if not name and _has_letter(worked) or not all(_same(term, value) for term in worked):
+    if not name and has_letter[exact - 1] or not all(_same(term, value) for term in worked):
         value = None
     elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
         raise ValueError("no rounding of the value before it")
@@ -1074,24 +1094,16 @@ def _equation(signs, terms, name):
 
 
 def _rounds(rounded, node):
-    are_formulas = isinstance(rounded, Expression) and isinstance(node, Expression)
-    return are_formulas and _is_rounding(rounded.values[0], node.values[0])
+    if not _are_plain([rounded, node]):
+        return False
+    return _is_rounding(rounded.values[0], node.values[0])
 
 
 def _gaps(terms):
     """The left side minus the right one at each sign, for formulas."""
-    if not all(isinstance(term, Expression) and not term.unit for term in terms):
+    if not _are_plain(terms):
         return ()
     return tuple(_apply(operator.sub, left, right) for left, right in zip(terms, terms[1:]))
-
-
-def _has_letter(nodes):
-    for node in nodes:
-        if isinstance(node, Group) and _has_letter(node.items):
-            return True
-        if isinstance(node, Expression) and len(node.values) > 1:
-            return True
-    return False
 
 
 def _set(nodes):
@@ -1103,7 +1115,7 @@ def _set(nodes):
 
 
 def _named_values(nodes):
-    """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for anything else, or a repeated name."""
+    """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for all else."""
     values = {node.name: node.value for node in nodes if isinstance(node, Relation) and node.name}
     if len(values) < 2 or len(values) < len(nodes) or None in values.values():
         return None
@@ -1139,26 +1151,31 @@ def _same(a, b, is_option=False):
 
 
 def _same_unit(a, b, is_option):
-    """Whether one has no unit or both the same, and no word in it makes another number."""
-    missing = a ^ b
-    if a and b and missing or missing & _NO_UNITS:
+    """Whether both are the same, or one is missing and no word in the other makes another number."""
+    if a == b or a and b:
+        return a == b
+    words = (a or b).split()
+    if any(word in _NO_UNITS or _alters(word) for word in words):
         return False
-    return not is_option or missing <= _KNOWN_UNITS  # 3 is not "3 neutrons", beside "3 protons"
+    return not is_option or _KNOWN_UNITS.issuperset(words)  # 3 is not "3 neutrons", beside "3 protons"
 
 
 def _same_relation(a, b):
-    if a.signs != b.signs or len(a.gaps) != len(b.gaps):
+    """Whether a's gaps are multiples of b's, as for 2x < 4 and x < 2; positive ones for an inequality."""
+    if a.signs != b.signs or not a.gaps or len(a.gaps) != len(b.gaps):
         return False
-    return len(a.gaps) > 0 and all(map(_same_gap, a.gaps, b.gaps, a.signs))
+    for sign, left, right in zip(a.signs, a.gaps, b.gaps):
+        if _is_constant(left) or _is_constant(right):  # without a free letter
+            return False
+        ratios = _apply(operator.truediv, left, right).values
+        defined = [ratio for ratio in ratios if ratio is not None]
+        if not _agree(ratios, tuple(defined[:1])) or sign in "<≤" and defined[0] < 0:
+            return False
+    return True
 
 
-def _same_gap(a, b, sign):
-    """Whether a / b is one number at all points, as for 2x < 4 and x < 2; a positive one for an inequality."""
-    if _agree(a.values, a.values[:1]) or _agree(b.values, b.values[:1]):  # without a free letter
-        return False
-    ratios = _apply(operator.truediv, a, b).values
-    defined = [ratio for ratio in ratios if ratio is not None]
-    return _agree(ratios, tuple(defined[:1])) and (sign in "=≠" or defined[0] > 0)
+def _is_constant(node):
+    return _agree(node.values, node.values[:1])
 
 
 def _agree(left, right):
@@ -1168,7 +1185,7 @@ def _agree(left, right):
 
 
 def _equal(x, y):
-    """Rational numbers are equal exactly, but for a decimal of twelve places that rounds one without an end."""
+    """Rational numbers are equal exactly, but for a decimal of 12 places that rounds one without an end."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         are_equal = x == y
     else:
@@ -1180,7 +1197,7 @@ def _equal(x, y):
 
 
 def _is_rounding(finite, number, least=0):
-    """Whether a decimal of `least` places or more has those of `number`, which has more: rounded or cut off."""
+    """Whether a decimal of `least` places or more has those of `number`: rounded or cut off."""
     places = _places(finite)
     if places is None or places < least or number is None:
         return False
@@ -1205,12 +1222,12 @@ _CONTEXT = decimal.Context(prec=DIGITS, Emax=10_000, Emin=-10_000)  # raises whe
 _CONTEXT.traps[decimal.Underflow] = True
 _RELATIVE = Decimal("1e-80")
 _ZERO = Decimal("1e-97")  # what rounding may leave of zero
-_HALF = Fraction(1, 2)
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510"
               "58209749445923078164062862089986280348253421170679821480865132823")
 
 
 def _number(value):
+    value = Fraction(value)
     if _bits(value) > MAX_BITS:
         raise ValueError("too large")
     return Expression((value,))
@@ -1224,11 +1241,10 @@ def _bits(number):
 def _letter(name):
     """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
-    values = []
-    for least, most in 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]:
-        sign = 1 if len(values) < 4 else draw.choice((1, -1))
-        values.append(Fraction(sign * draw.randint(least, most), 997))
-    return Expression(tuple(values))
+    ranges = 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]
+    values = [Fraction(draw.randint(*limits), 997) for limits in ranges]
+    signs = draw.choices((1, -1), k=4)
+    return Expression((*values[:4], *map(operator.mul, values[4:], signs)))
 
 
 def _apply(operate, *operands):
@@ -1238,7 +1254,7 @@ def _apply(operate, *operands):
 
 def _operand(node):
     """The values of an operand: 180° is pi, here and nowhere else."""
-    if not isinstance(node, Expression) or node.unit - {"°"}:
+    if not isinstance(node, Expression) or node.unit not in ("", "°"):
         raise ValueError("arithmetic on a group, or on a unit")
     if not node.unit:
         return node.values
@@ -1253,8 +1269,8 @@ def _by_point(*columns):
 
 
 def _calculate(operate, numbers):
-    """One operation at one point, exact on rational numbers where it can be; None where it is undefined or too
-    large."""
+    """One operation at one point, exact on rational numbers where it can be; None where it is undefined or
+    too large."""
     if None in numbers:
         return None
     is_exact = operate in _EXACT and all(isinstance(number, Fraction) for number in numbers)
@@ -1284,47 +1300,39 @@ def _sine(x):
     return total
 
 
-def _root(degree, number):
-    return _power(number, 1 / degree)
-
-
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
-    if exponent == _HALF:
+    if exponent == 0.5:  # faster
         return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)
 
 
-_EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _root, _power}
+_EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _power}
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Evaluation
+# Evaluation -----------------------------------------------------------------------------------------------
 
 
 def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
              out: str | Path | None = None, marker: str = MARKER) -> dict:
     """Accuracy on `problems`: the summary of `trials` responses to each, and the `responses`, judged.
 
-    Args:
-        sample: called as sample(problems, n=trials): returns a list with one list of n responses a problem, or
-            an iterator of (index, responses) pairs in any order, as they finish. A response is a str or has
-            `.text` (and `.tokens`). A problem with an empty list counts as wrong.
-        out: a JSON Lines file: every problem's record (see `judge`) is appended as it comes; what it holds
-            already is not asked again.
+    `sample`, called as sample(problems, n=trials), returns a list with n responses to each problem, or an
+    iterator of (index, responses) in any order. A response is a str or has `.text` (and `.tokens`); a problem
+    with an empty list counts as wrong. To the JSON Lines file `out` every problem's record (see `judge`) is
+    appended as it comes; what it holds already is not asked again. Raises InputError if it cannot be written
+    or holds something else.
 
-    Raises InputError if the file cannot be written or holds something else.
-
-    >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], [{"question": "2+2?", "answer": "4"}])
+    >>> sums = [{"question": "2+2?", "answer": "4"}]
+    >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], sums)
     >>> result["accuracy"], result["unanswered"]
     (1.0, 0.0)
     """
     check_range(trials=(trials, 1))
     if not problems:
         raise InputError("there is no problem to evaluate on")
-    file = open_lines(out) if out else None
-    try:
+    with open_lines(out) if out else contextlib.nullcontext() as file:
         records = _known_records(out, trials) if out else {}
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
@@ -1333,9 +1341,6 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
             records[_key(record)] = record
             if file:
                 write_line(file, record)
-    finally:
-        if file:
-            file.close()
     records = [records[_key(problem)] for problem in problems]
     return summarise(records, trials) | {"responses": records}
 
@@ -1351,7 +1356,8 @@ def _known_records(path, trials):
         if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
             raise InputError(f"{path} holds something else than responses; choose another --out")
         if len(record["responses"]) not in (0, trials):
-            raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}: "
+            held = len(record["responses"])
+            raise InputError(f"{path} holds {held} responses to a question, not {trials}: "
                              "repeat that --trials, or choose another --out")
         records[_key(record)] = record
     return records
@@ -1374,32 +1380,31 @@ def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
 
 
 def summarise(records: list[dict], trials: int) -> dict:
-    """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error over the trials (sem,
-    None for one trial), each trial's own, and the share of responses without an answer. A problem without
-    responses counts as wrong.
+    """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error (sem, None for one
+    trial), each trial's own, and the share without an answer. A problem without responses counts as wrong.
 
     >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
     >>> summarise([{"responses": [right, right]}, {"responses": [right, wrong]}], trials=2)
     {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25}
     """
     n = len(records)
-    responses = [record["responses"] for record in records if record["responses"]]
-    accuracies = [sum(row[k]["correct"] for row in responses) / n for k in range(trials)]
-    mean = sum(accuracies) / trials
-    sem = None
-    if trials > 1:
-        variance = sum((accuracy - mean) ** 2 for accuracy in accuracies) / (trials - 1)
-        sem = math.sqrt(variance / trials)
-    answered = sum(response["answered"] for row in responses for response in row)
-    unanswered = 1 - answered / (n * trials)
-    return {"accuracy": mean, "sem": sem, "n": n, "trials": accuracies, "unanswered": unanswered}
+    rows = [record["responses"] for record in records if record["responses"]]
+    accuracies = [sum(row[k]["correct"] for row in rows) / n for k in range(trials)]
+    answered = sum(response["answered"] for row in rows for response in row)
+    return {
+        "accuracy": sum(accuracies) / trials,
+        "sem": math.sqrt(statistics.variance(accuracies) / trials) if trials > 1 else None,
+        "n": n,
+        "trials": accuracies,
+        "unanswered": 1 - answered / (n * trials),
+    }
 
 
 # Files of records, one a line, that survive a crash
 
 
 def open_lines(path: str | Path):
-    """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process is kept
+    """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process kept
     out. Raises InputError if it cannot be opened or is in use."""
     try:
         file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # half an emoji as \ud83d
@@ -1415,18 +1420,17 @@ def open_lines(path: str | Path):
 
 def _mend(file, path):
     """Complete or drop a last line without its end."""
+    last = b""
     with open(path, "rb") as lines:
-        last = b""
         for last in lines:
             pass
-    if not last or last.endswith(b"\n"):
-        return
-    try:
-        json.loads(last)
-        file.write("\n")
-    except ValueError:
-        print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
-        file.truncate(os.path.getsize(path) - len(last))
+    if last and not last.endswith(b"\n"):
+        try:
+            json.loads(last)
+            file.write("\n")
+        except ValueError:
+            print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
+            file.truncate(os.path.getsize(path) - len(last))
 
 
 def write_line(file, record: dict):
@@ -1435,20 +1439,18 @@ def write_line(file, record: dict):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()
     except OSError as error:
-        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and the same command "
-                         "goes on") from None
+        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and repeat the "
+                         "command: it goes on") from None
 
 
 def read_lines(path: str | Path) -> Iterator:
-    """The records of a JSON Lines file; none if there is no file. Raises InputError naming a line that is not
-    JSON."""
+    """The records of a JSON Lines file; none without a file. Raises InputError for a line that is no JSON."""
     if os.path.exists(path):
         for _, record in _rows(path):
             yield record
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The command
+# The command ----------------------------------------------------------------------------------------------
 
 
 def run_command(main: Callable):
@@ -1468,8 +1470,7 @@ def run_command(main: Callable):
 
 
 def leave(status: int, sentence: str | Exception):
-    """Say a sentence and exit. Of many ranks the first says what concerns all, and torchrun ends the others
-    meanwhile; what only concerns another one is said by that."""
+    """Say a sentence and exit. Of many ranks the first speaks for all; torchrun ends the others meanwhile."""
     name = os.path.basename(sys.argv[0])
     rank = os.environ.get("RANK", "0")
     if rank != "0":
@@ -1493,7 +1494,7 @@ def parse_arguments():
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"),
                         help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--device", help="default: the first GPU, else the CPU")
-    parser.add_argument("--out", help="file for every response with its verdict; the same command continues it")
+    parser.add_argument("--out", help="file for every judged response; the same command continues it")
     return parser.parse_args()
 
 
@@ -1503,7 +1504,6 @@ def main():
     limits = {"trials": (args.trials, 1), "max_new_tokens": (args.max_new_tokens, 1)}
     check_range(**limits, temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
-    drawn = []
 
     def sample(asked, n):
         import mcts
@@ -1511,13 +1511,14 @@ def main():
 
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
         prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
+        drawn = 0
         start = time.time()
+        settings = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
         with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
-            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, temperature=args.temperature,
-                                          max_new_tokens=args.max_new_tokens, seed=args.seed, progress=bar.update):
-                drawn.extend(len(response.tokens) for response in samples)
+            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **settings):
+                drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples
-        print(f"{sum(drawn)} tokens, {sum(drawn) / (time.time() - start):.0f} tokens/s")
+        print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
 
     result = evaluate(sample, problems, args.trials, out=args.out)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])

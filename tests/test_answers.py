@@ -453,6 +453,23 @@ D) CO2 <- CO2
 D) Mount St. Helens <- Mount St. Helens
 D) it is hot. <- it is hot
 D) 1,000 kg <- 1000 kg
+# what stands beside a statement
+7 <- It is not 5, so the answer is 7.
+7 <- So it cannot be 8, but the answer is 7.
+7 <- Final Answer: 7. I checked it.
+15 <- \boxed{15} apples are left.
+20\% <- or \boxed{20} percent.
+12 cm^2 <- The area is 12 cm^2.
+7 <- The answer to the question is 7.
+7 <- The answer must be 7.
+7 <- $3 + 4 = \boxed{7}$ students who did no homework.
+108 <- $6(18^\circ)=\boxed{108}^\circ$
+1 <- $5\cdot 5 \equiv \boxed{1}\pmod 6.$
+55 <- so $2x = 110$ or $x=\boxed{55}$.
+54 <- Jojo scored 54 points.
+B) a ferry <- The answer is **B**: a ferry.
+B) a ferry <- Final Answer: B — a ferry
+12 miles per hour <- 12 miles/hour
 """
 
 DIFFERENT = r"""
@@ -1091,6 +1108,72 @@ D) 1/2 <- 1/3
 D) 5 protons <- 5 neutrons
 D) 5 red balls <- 5 blue balls
 D) 5 red balls <- 5
+# beside a box
+7 <- The answer is not \boxed{7}.
+7 <- \boxed{7} is incorrect.
+7 <- Final Answer: -\boxed{7}
+7 <- \boxed{7} million
+7 <- $\boxed{7} \times 10^3$
+7 <- $\boxed{7}x$
+7 <- $\frac{1}{\boxed{7}}$
+7 <- $\boxed{7}^2$
+7 <- $1\boxed{7}$
+7 <- $\boxed{7}.5$
+7 <- $\boxed{5} - \boxed{7}$
+7 <- Final Answer: 8⏎\boxed{7}
+7 <- Final Answer: 8 or \boxed{7}
+7 <- \boxed{7} or 8
+# taken back
+7 <- Final Answer: 7⏎No, 8.
+7 <- Final Answer: 7. This is wrong.
+7 <- The answer is 7? No, 8.
+7 <- Final Answer: 7. Or 8.
+7 <- Final Answer: $$7$$ or $$8$$
+7 <- Final Answer: \[7\]+1
+C <- <answer>C</answer> or D
+# a letter that is not chosen alone
+C <- Final Answer: C is correct and so is D
+C <- Final Answer: C since all are right
+C <- Final Answer: C, wrong
+C <- Final Answer: C (not sure)
+C <- Final Answer: C, none of the above
+B) a ferry <- Final Answer: B because B is wrong
+B) a ferry <- Final Answer: B not A but C
+B) a ferry <- Final Answer: A: a ferry
+# words that make another number
+7 <- 7 trillion
+7 <- 7 twelfths
+7 <- 7 seventy
+7 <- 7 hundredfold
+7 <- 7 doubled
+7 <- 7 rejected
+7 <- 7 possibly
+7 <- 7 per thousand
+7000 <- 7 per thousand
+12 miles per hour <- 12 hours per mile
+12 cm <- 12 cubic cm
+12 cm <- The area is 12 square cm.
+# a statement about something else, or denied before
+7 <- I do not think the answer is 7.
+7 <- Suppose the answer is 7.
+7 <- The wrong answer is 7.
+7 <- The answer is not: 7
+7 <- Twice the answer is 7.
+7 <- The answer plus 3 is 7.
+7 <- The last digit of the answer is 7.
+7 <- The answer is prime, like 7.
+7 <- The answer is 7 and a bit.
+18 <- 18 is an extraneous solution.
+18 <- The upper bound is 18.
+(2,5) <- The interval excludes (2,5).
+# cut off, or a sign before
+18 <- So she earns 18 ×
+18 <- The total is 18/
+18 <- The answer is 3 * 6 = 18 *
+7 <- ~7
+7 <- 3+4\mathrm{i}
+12 <- \text{wrong answer} = 12
+\begin{pmatrix}1&2\\3&4\end{pmatrix} <- \begin{vmatrix}1&2\\3&4\end{vmatrix}
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
@@ -1235,7 +1318,7 @@ HOSTILE = [
     "__import__('os').system('touch pwned')",
     "open('/etc/passwd').read()", "\\input{/etc/passwd}", "'; DROP TABLE answers; --",
     "<think>" * N, "<answer>" * 20_000, "\\boxed7" * 20_000, "Final Answer\n" * 9000, "final answer " + " " * N,
-    "**a" * 30_000, "1:2" * N, "0.\\overline{" + "3" * 1900 + "}", "5 " + "million " * 180, "$" * 19_999 + "7",
+    "Final Answer: " + "So:\n" * 1000 + "7", "**a" * 30_000, "1:2" * N, "0.\\overline{" + "3" * 1900 + "}", "5 " + "million " * 180, "$" * 19_999 + "7",
     "(" * 10_000 + "1,2" + ")" * 10_000, "it is (" * 3000, "it is " + "(1, " * 4000, "it is " + "1 " * 20_000,
     "\u00bd" * 1900, "x\u00b2" * 900, "x=" * 190 + "1", "1≈" * 150 + "1", "5 cm^{(1,2)}", "\\frac", "=;=", "\\{",
     "\\sin^{-1} x", "\\tan 90^\\circ", "\\ln 0", "\\sqrt[0]{5}", "\\boxed\\}", "\\ln 0 = \\ln 0", "2^\\pi",

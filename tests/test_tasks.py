@@ -150,6 +150,14 @@ def test_tasks_are_mixed_by_seed(tmp_path):
     assert len({problem["question"][:3] for problem in load(seed=1)[:9]}) == 2, "both tasks come early"
 
 
+def test_generated_training_questions_hold_no_test_question():
+    train, test = (load_problems("arithmetic", split=split) for split in ("train", "test"))
+    asked = {problem["question"] for problem in train}
+    assert len(asked) == 600 and len(test) == 300
+    assert not asked & {problem["question"] for problem in test}
+    assert load_problems("arithmetic", split="train", limit=7) == train[:7]
+
+
 @pytest.mark.parametrize("limit", (0, -1))
 def test_a_limit_below_one_is_refused(limit):
     with pytest.raises(InputError, match=f"--limit is {limit}, but must be at least 1"):
