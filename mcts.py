@@ -121,25 +121,23 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
 
 
 def chat(tokenizer, instruction, said):
-    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse a
-    system turn, some drop it without a word: then the first user turn says it all."""
-    def render(system, first):
-        turns = [{"role": "system", "content": system}] if system else []
-        roles = cycle(("user", "assistant"))
-        for role, text in zip(roles, [first, *said[1:]]):
-            turns.append({"role": role, "content": text})
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    try:
-        text = render(instruction, said[0])
-    except Exception:                           # jinja2's, or what the template raises
-        text = ""
-    if text and instruction.strip() in text:
-        return text
-    try:
-        return render("", f"{instruction}\n\n{said[0]}".lstrip("\n"))
-    except Exception as error:
-        raise InputError(f"the tokenizer's chat template fails ({reason(error)}); repair it, or give "
-                         "Format a prompt function") from None
+    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse
+    a system turn, some drop it without a word: then the first user turn says it all."""
+    roles = cycle(("user", "assistant"))
+    first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
+    system = dict(role="system", content=instruction)
+    whole = dict(role="user", content=f"{instruction}\n\n{said[0]}")
+    failure = None
+    for opening in ([system, first], [whole]) if instruction else ([first],):
+        try:
+            text = tokenizer.apply_chat_template(opening + later, add_generation_prompt=True, tokenize=False)
+        except Exception as error:              # jinja2's, or what the template raises
+            failure = error
+        else:
+            if system not in opening or instruction.strip() in text:
+                return text
+    raise InputError(f"the tokenizer's chat template fails ({reason(failure)}); repair it, or give Format a "
+                     "prompt function")
 
 
 def encode(tokenizer, text, quoted=(), add_special_tokens=True):
@@ -277,7 +275,8 @@ class Tree:
         data = json.loads(line)
         tree = cls(data["question"], data["answer"], data["prompt"], data["config"], nodes=[])
         for stored in data["nodes"]:
-            node = Node(**{name: stored[name] for name in STORED if name in stored or name != "count"})
+            stored = {"count": 1} | stored      # older files lack it
+            node = Node(**{name: stored[name] for name in STORED})
             if not tree.nodes:
                 tree.nodes.append(node)         # the root
             elif 0 <= node.parent < len(tree.nodes):
@@ -354,14 +353,14 @@ def expand(tree, leaf, samples, breadth):
     actions = {}
     for s in samples:
         actions.setdefault((s.text, s.end), []).append(s)
-    by_logprob = sorted(actions, key=lambda action: actions[action][0].logprob, reverse=True)
+    by_logprob = sorted(actions.values(), key=lambda equal: equal[0].logprob, reverse=True)
     likeliest = by_logprob[:breadth]
     children = []
-    for action, (first, *others) in actions.items():
-        if action in likeliest:
+    for equal in actions.values():
+        if equal in likeliest:
+            first = equal[0]
             logprob = round(first.logprob, 9)                       # more digits depend on the batch
-            count = 1 + len(others)
-            node = Node(leaf, first.tokens, logprob, text=first.text, count=count)
+            node = Node(leaf, first.tokens, logprob, text=first.text, count=len(equal))
             children.append((tree.add(node), first.end))
     return children
 
@@ -1043,26 +1042,15 @@ class Row:
     slot: int
     sibling: int              # within its slot
     start: int                # columns of its path
-    limit: int                # tokens it may draw
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
     text: str = ""            # of its step so far, without the blanks that it began with
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
 
-    @property
-    def state(self):
-        """What `decode` needs to know."""
-        return self.newest, self.slot, self.sibling, self.start, len(self.tokens)
-
-    def append(self, token, logprob):
-        self.newest = token
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-
 
 class Scheduler:
-    """Which samples the next forward draws for: jobs that wait, rows that live, and the slots that they share.
+    """Which samples the next forward draws for: jobs that wait, rows that live, and the slots they share.
 
     Rows fill the forward up to max_live; beyond that, memory decides. Long paths leave room for fewer slots.
     Where samples outgrow the memory, the youngest job gives its slot up and starts again later, to draw the
@@ -1087,21 +1075,6 @@ class Scheduler:
         worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
         return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
 
-    def next(self):
-        """(job, slot) to start now; None if there is none or no room."""
-        G = self.cache.siblings
-        if not self.waiting or len(self.rows) + G > self.max_live:
-            return None
-        job, used = self.waiting[0], self.used()
-        wanted = job.start + G * min(self.limit(job.start), self.HEADROOM)
-        if wanted > self.cache.width or len(used) >= self.cache.room():
-            wanted = max(wanted, *used.values(), 0)
-            if not self.widen(wanted, len(used) + 1):
-                return None
-        heapq.heappop(self.waiting)
-        free = set(range(self.cache.room())) - self.used().keys()
-        return job, min(free)
-
     def used(self):
         """{slot: its columns in use}."""
         used = {}
@@ -1110,24 +1083,39 @@ class Scheduler:
             used[row.slot] = max(columns, used.get(row.slot, 0))
         return used
 
-    def widen(self, columns, slots):
-        """Make `slots` slots of so many columns and some to spare. Whether there is memory for them."""
+    def provide(self, columns, slots):
+        """Whether there is memory for so many slots, each of so many columns; widens them if need be."""
+        used = self.used()
+        if columns <= self.cache.width and slots <= self.cache.room():
+            return True
+        columns = max(columns, *used.values(), 0)
         most = self.cache.columns // slots
         if most < columns or slots > self.cache.slots:
             return False
-        spare = -(-columns * 5 // 4 // 64) * 64
-        numbers = self.cache.resize(min(most, spare), self.used())
+        generous = -(-columns * 5 // 4 // 64) * 64
+        numbers = self.cache.resize(min(most, generous), used)
         for row in self.rows:
             row.slot = numbers[row.slot]
         return True
 
+    def next(self):
+        """(job, slot) to start now; None if there is none or no room."""
+        G = self.cache.siblings
+        if not self.waiting or len(self.rows) + G > self.max_live:
+            return None
+        start = self.waiting[0].start
+        columns = start + G * min(self.limit(start), self.HEADROOM)
+        if not self.provide(columns, len(self.used()) + 1):
+            return None
+        free = set(range(self.cache.room())) - set(self.used())
+        return heapq.heappop(self.waiting), min(free)
+
     def make_room(self):
-        """Widen the slots for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
+        """Make room for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
         given_up = []
         while True:
             used = self.used()
-            needed = max(used.values()) + self.cache.siblings
-            if needed <= self.cache.width or self.widen(needed, len(used)):
+            if self.provide(max(used.values()) + self.cache.siblings, len(used)):
                 return given_up
             youngest = max(row.job for row in self.rows)
             given_up += [row for row in self.rows if row.job is youngest]
@@ -1136,10 +1124,11 @@ class Scheduler:
 
 
 class Ending:
-    """Where samples end: by the texts of single tokens, since to decode all again and again would take long."""
+    """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
 
-    def __init__(self, model, tokenizer, format, context, whole):
+    def __init__(self, model, tokenizer, format, *, max_tokens, context, whole):
         self.format = format
+        self.max_tokens = max_tokens
         self.context = context
         self.whole = whole
         self.decode = functools.partial(tokenizer.decode, **PLAIN)
@@ -1147,8 +1136,8 @@ class Ending:
         self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
         self.eos = eos_tokens(model, tokenizer)
         if max(self.eos, default=0) >= size:
-            raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: correct "
-                             "its generation_config.json, or take its own tokenizer")
+            raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
+                             "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, row):
         """Whether the newest token of `row` completes the step's end after other text: alone (".\\n\\n") or
@@ -1162,10 +1151,11 @@ class Ending:
         """How the sample ends with its newest token, see Sample; None if it goes on.
 
         1. At any EOS. 2. At the step's end after an announced answer: the solution. 3. At the step's end, or
-        with the last of the tokens that a step has: the step, unless an announced answer is still to come, the
-        whole response is wanted, or no other step would fit. 4. At the limit.
+        with the last of the tokens that a step has: the step, unless an announced answer is still to come,
+        the whole response is wanted, or no other step would fit. 4. At a limit.
         """
         drawn = len(row.tokens)
+        full = row.start + 1 + drawn >= self.context
         if row.newest in self.eos:
             return "eos"
         at_end = self.step_ends(row)
@@ -1175,11 +1165,10 @@ class Ending:
             waits = self.format.waits(response)
             if at_end and not waits and self.format.announces(response):
                 return "answer"
-            full = row.start + 1 + drawn >= self.context
             ended = counted if self.format.step_tokens else not waits
             if ended and not (self.whole or full):
                 return "step"
-        return "cut" if drawn >= row.limit else None
+        return "cut" if full or drawn >= self.max_tokens else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -1209,7 +1198,7 @@ class Engine:
     stats counts decode forwards, and tokens: prefilled, reused (prefixes found in the store) and sampled.
     Raises InputError for a model that cannot be served.
     """
-    SHARE = 8                 # siblings in a slot of the cache: the attention of each runs over what all added
+    SHARE = 8                 # siblings in a slot of the cache: each attends over what all of them added
 
     @torch.inference_mode(False)            # its memory outlives the mode of who calls
     def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
@@ -1223,7 +1212,7 @@ class Engine:
         self.temperature = temperature
         self.whole = whole
         context = context_length(model)
-        self.ending = Ending(model, tokenizer, format, context, whole)
+        self.ending = Ending(model, tokenizer, format, max_tokens=max_tokens, context=context, whole=whole)
         self.token_hash = hash_vocabulary(model.served.vocabulary, model.device)
         self.opening = None, []                 # key and tokens with which prompts begin; outlives the trees
         self.submitted = 0
@@ -1258,7 +1247,9 @@ class Engine:
             self.stats["sampled"] -= len(row.tokens)
         live, completed = [], []
         for row, token, logprob in zip(self.schedule.rows, *self.draw()):
-            row.append(token, logprob)
+            row.newest = token
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
             end = self.ending(row)
             if not end:
                 live.append(row)
@@ -1274,20 +1265,19 @@ class Engine:
         gather(self, job, slot)
         key, tokens = job.path[-1]
         words = draw_words(key, self.max_tokens, self.siblings)
-        limit = self.schedule.limit(job.start)
         # A step of a given number of tokens may have ended amid a line: its text goes on.
         text = self.ending.decode(job.said) if self.format.step_tokens else ""
         mine = job.samples[job.first:job.first + self.cache.siblings]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its slot
-                row = Row(job, slot, sibling, start=job.start, limit=limit, words=words[job.first + sibling],
+                row = Row(job, slot, sibling, start=job.start, words=words[job.first + sibling],
                           newest=tokens[-1], text=text)
                 self.schedule.rows.append(row)
 
     def draw(self):
         """The next token of every row and its log-prob: two lists."""
         rows = self.schedule.rows
-        state = [row.state for row in rows]
+        state = [(row.newest, row.slot, row.sibling, row.start, len(row.tokens)) for row in rows]
         words = [row.words[len(row.tokens)] for row in rows]
         table = np.hstack((state, words)).T                         # (7, N)
         logits, words = decode(self.model, self.cache, np.ascontiguousarray(table))
@@ -1360,14 +1350,13 @@ def take_memory(engine, context, budget):
 
 
 def some_weights(model):
-    """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
-    they come and go."""
-    some = []
+    """A few values of every weight: enough to notice that it was trained. Not of sharded ones, which come and
+    go."""
+    some = [torch.empty(0)]
     for p in model.parameters():
-        if hasattr(p, "to_local"):
-            return []
-        every = 1 + p.numel() // 16
-        some.append(p.detach().flatten()[::every].float())
+        if not hasattr(p, "to_local"):
+            every = 1 + p.numel() // 16
+            some.append(p.detach().flatten()[::every].float().cpu())
     return torch.cat(some).tolist()
 
 
@@ -1405,7 +1394,7 @@ def read(path):
 
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
            candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, format=Format(),
-           engine=None, progress=None):
+           engine=None, progress=lambda n: None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
@@ -1414,7 +1403,6 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     iterations         expansions a tree at most
     breadth            children kept at an expansion, of `candidates` sampled (default: as many)
     depth              steps a solution may have
-    c_puct             weight of exploration in PUCT
     max_step_tokens    a step cut at this length is a failure
     slots, kv_budget   see Engine (default: 16 slots on a CPU, else 64)
     engine             a ready Engine, instead of slots, candidates, max_step_tokens and format
@@ -1436,14 +1424,15 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
     config |= dict(tokenizer=fingerprint(tokenizer), eos=sorted(eos_tokens(model, tokenizer)),
                    step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
-    if not engine:
-        engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                        format=format, kv_budget=kv_budget)
-    return serve(engine, plant(engine, tokenizer, problems, reward_fn, config, progress or ignore))
+    engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                              format=format, kv_budget=kv_budget)
+    asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
+    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress)
+    return serve(engine, asked, client)
 
 
 def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
-           kv_budget=None, format=Format(), progress=None):
+           kv_budget=None, format=Format(), progress=lambda n: None):
     """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
     of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
     context or the KV memory. A prompt given again draws other ones.
@@ -1460,8 +1449,17 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
                     temperature=temperature, format=format, kv_budget=kv_budget)
-    progress = progress or ignore
-    return serve(engine, ask(engine, tokenizer, prompts, seed, progress), drawn=progress)
+    seen = Counter()
+
+    def respond(index, prompt):
+        before = seen[tuple(prompt)]
+        seen[tuple(prompt)] += 1
+        path = root_path(engine, prompt, seed, tokenizer.decode(prompt), repeat=before)
+        samples = (yield Job(path, thinking=thinking(tokenizer, prompt))) if path else []
+        drawn = sum(len(s.tokens) for s in samples)
+        progress(n * max_new_tokens - drawn)
+        return index, samples
+    return serve(engine, enumerate(prompts), respond, drawn=progress)
 
 
 def sample(model, tokenizer, prompts, **settings):
@@ -1470,75 +1468,64 @@ def sample(model, tokenizer, prompts, **settings):
     return [responses[index] for index in sorted(responses)]
 
 
-def ignore(n):
-    """The progress that nobody wants to see."""
-
-
 def check_search(settings):
     """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
-    least = dict(iterations=1, breadth=1, depth=1, max_step_tokens=1, slots=1, c_puct=0, kv_budget=0,
-                 candidates=settings["breadth"])
-    check_range(**{name: (settings[name], bound) for name, bound in least.items()})
+    least = dict.fromkeys(("iterations", "breadth", "depth", "max_step_tokens", "slots"), 1)
+    least |= dict(c_puct=0, kv_budget=0, candidates=settings["breadth"])
+    for name, bound in least.items():
+        check_range(**{name: (settings[name], bound)})
 
 
-def serve(engine, clients, drawn=ignore):
-    """Serve coroutines that yield a Job and are sent its samples, again and again, twice as many at a time as
-    there are slots, so that all are busy. Yields what each returns, unless None, as they end."""
+def serve(engine, asked, client, drawn=lambda n: None):
+    """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
+
+    asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
+    so on. Yields what each returns, unless None, as they end. drawn is called with the tokens of each step.
+    """
     engine.restart()
-    clients = iter(clients)
+    asked = iter(asked)
     keys = {}                                   # of the KV stored for each client
     while True:
-        new = list(islice(clients, 2 * engine.slots - len(keys)))
-        keys |= {client: set() for client in new}
+        new = list(islice(asked, 2 * engine.slots - len(keys)))
+        prompts = [prompt for _, prompt in new]
+        if engine.opening[0] is None and len(prompts) > 1:
+            opening = os.path.commonprefix(prompts)
+            engine.opening = hash_tokens(b"", opening), opening
+        turns = [(client(*pair), None) for pair in new]
+        keys |= {begun: set() for begun, _ in turns}
         if not keys:
             return
         before = engine.stats["sampled"]
-        turns = [(client, None) for client in new]
         turns += [(job.owner, job.samples) for job in engine.step()]
         drawn(engine.stats["sampled"] - before)
-        for client, samples in turns:
+        for served, samples in turns:
             try:
-                job = client.send(samples)
+                job = served.send(samples)
+                engine.submit(replace(job, owner=served, keys=keys[served]))
             except StopIteration as end:
-                engine.store.forget(keys.pop(client) - {engine.opening[0]})
+                engine.store.forget(keys.pop(served) - {engine.opening[0]})
                 if end.value is not None:
                     yield end.value
-                    check_weights(engine)
-            else:
-                engine.submit(replace(job, owner=client, keys=keys[client]))
+                    if some_weights(engine.model) != engine.weights:        # half a tree by others is none
+                        raise InputError("the model's weights changed while its samples were drawn: let the "
+                                         "search end, or start another")
 
 
-def check_weights(engine):
-    """Half a tree by other weights is none: raise InputError if the model was trained meanwhile."""
-    if some_weights(engine.model) != engine.weights:
-        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
-                         "start another")
-
-
-def plant(engine, tokenizer, problems, reward_fn, config, progress):
-    """For each of `problems` a client of `serve` that grows a tree."""
-    asked = ((problem, build_prompt(tokenizer, problem["question"], format=engine.format))
-             for problem in problems)
+def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
+    """A client of `serve`: makes jobs of the leaves that `grow` asks for; returns the tree."""
+    left = config["iterations"]
     deeper = (config["depth"] - 1) * engine.max_tokens
+    root = root_path(engine, prompt, config["seed"], problem["question"], deeper=deeper)
+    if not root:
+        progress(left)
+        return None
+    thought = thinking(tokenizer, prompt)
+    outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
+    tree = Tree(problem["question"], problem["answer"], prompt, config)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
-    for problem, prompt in share_opening(engine, asked):
-        root = root_path(engine, prompt, config["seed"], problem["question"], deeper=deeper)
-        thought = thinking(tokenizer, prompt)
-        outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
-        tree = Tree(problem["question"], problem["answer"], prompt, config)
-        yield explore(tree, grow(tree, outcome, **limits), root, thought, progress)
-
-
-def explore(tree, leaves, root, thought, progress):
-    """Yield a job for each of the `leaves` that `grow` asks for; send it the samples; return the tree, None
-    if its root has no path."""
-    left = tree.config["iterations"]
-    samples = None
-    while root:
-        try:
-            leaf = leaves.send(samples)
-        except StopIteration:
-            break
+    leaves = grow(tree, outcome, **limits)
+    leaf = next(leaves)
+    while leaf is not None:
         path, said = [*root], []
         for i in tree.path(leaf):
             tokens = tree.nodes[i].tokens
@@ -1547,44 +1534,16 @@ def explore(tree, leaves, root, thought, progress):
         samples = yield Job(path, said, thought, turn=-left)
         left -= 1
         progress(1)
+        try:
+            leaf = leaves.send(samples)
+        except StopIteration:
+            leaf = None
     progress(left)
-    return tree if root else None
-
-
-def ask(engine, tokenizer, prompts, seed, progress):
-    """For each of `prompts` a client of `serve` that returns (index, samples)."""
-    seen = Counter()
-    for index, prompt in share_opening(engine, enumerate(prompts)):
-        name = tokenizer.decode(prompt)
-        path = root_path(engine, prompt, seed, name, repeat=seen[name])
-        seen[name] += 1
-        yield respond(engine, index, path, thinking(tokenizer, prompt), progress)
-
-
-def respond(engine, index, path, thought, progress):
-    samples = []
-    if path:
-        samples = yield Job(path, thinking=thought)
-    drawn = sum(len(s.tokens) for s in samples)
-    progress(engine.siblings * engine.max_tokens - drawn)
-    return index, samples
-
-
-def share_opening(engine, asked):
-    """`asked`, an iterator of (what, prompt); the engine keeps the KV of what the first of these prompts all
-    begin with: the instruction, worked examples."""
-    asked = iter(asked)
-    first = list(islice(asked, 2 * engine.slots))
-    if len(first) > 1:
-        opening = os.path.commonprefix([prompt for _, prompt in first])
-        engine.opening = hash_tokens(b"", opening), opening
-    return chain(first, asked)
+    return tree
 
 
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
     """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
-    key = (seed % 2**64).to_bytes(8, "little")
-    key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
     n, context = len(prompt), engine.schedule.context
     why = None
     if not prompt or not name.strip():
@@ -1596,10 +1555,12 @@ def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
     if why:
         print(f"skipped: {why}: {name[:60]!r}...", file=sys.stderr)
         return None
-    opening_key, opening = engine.opening
+    key = (seed % 2**64).to_bytes(8, "little")
+    key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
+    opening = engine.opening[1]
     shared = len(opening)
     if 0 < shared < n and prompt[:shared] == opening:
-        return [(opening_key, opening), (key, prompt[shared:])]
+        return [engine.opening, (key, prompt[shared:])]
     return [(key, prompt)]
 
 
@@ -1637,16 +1598,13 @@ def paint(text, value):
 MARKS = {"right": "+", "wrong": "-"}
 
 
-def draw(tree, width=110, unvisited=False):
+def draw(tree, width=110, unvisited=False, i=0, indent=""):
     """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
-    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`."""
-    root = tree.nodes[0]
-    yield f"{paint(root.counts, root.value)} {tree.question} -> {tree.answer}"
-    yield from draw_below(tree, 0, "", width, unvisited)
-
-
-def draw_below(tree, i, indent, width, unvisited):
-    children = [j for j in tree.nodes[i].children if unvisited or tree.nodes[j].visits]
+    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. i, indent: start here."""
+    node = tree.nodes[i]
+    if i == 0:
+        yield f"{paint(node.counts, node.value)} {tree.question} -> {tree.answer}"
+    children = [j for j in node.children if unvisited or tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
         branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
@@ -1658,7 +1616,7 @@ def draw_below(tree, i, indent, width, unvisited):
         if len(text) > room:
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
-        yield from draw_below(tree, j, indent + deeper, width, unvisited)
+        yield from draw(tree, width, unvisited, j, indent + deeper)
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
@@ -1677,16 +1635,15 @@ def page(trees):
 
 
 def unfolding(tree, i):
-    """Node i as HTML, and below it, folded, its children; those below which nothing ended in a fold apart."""
-    title = label(tree, i)
+    """Node i as HTML and, folded, its children; those below which nothing ended in a fold of their own."""
     children = tree.nodes[i].children
     if not children:
-        return f"<div>{title}</div>"
-    visited = [unfolding(tree, j) for j in children if tree.nodes[j].visits]
+        return f"<div>{label(tree, i)}</div>"
+    below = [unfolding(tree, j) for j in children if tree.nodes[j].visits]
     rest = [unfolding(tree, j) for j in children if not tree.nodes[j].visits]
     if rest:
-        visited.append(fold(f"{len(rest)} unvisited", rest))
-    return fold(title, visited)
+        below.append(fold(f"{len(rest)} unvisited", rest))
+    return fold(label(tree, i), below)
 
 
 def fold(title, parts):
@@ -1740,17 +1697,6 @@ def search_settings(args):
     return settings
 
 
-def show(args):
-    """Draw the trees of a file, in the terminal or as a page."""
-    trees = islice(read_trees(args.html or args.show), args.limit)
-    if args.html:
-        print(page(trees))
-        return
-    width = shutil.get_terminal_size((110, 24)).columns
-    for tree in trees:
-        print(*draw(tree, width), sep="\n", end="\n\n")
-
-
 def search_file(args):
     """Search the questions of a file and append each tree to another as it is finished. What is there is not
     searched again; under torchrun each rank does its share into a file of its own."""
@@ -1782,7 +1728,7 @@ def search_file(args):
 
 
 def not_searched(problems, path, settings):
-    """Those of `problems` that have no tree in the file. Raises InputError if its trees have other settings."""
+    """Those of `problems` that have no tree in the file, whose trees must have the same settings."""
     there = Counter()
     for tree in read_trees(path):
         there[tree.question] += 1
@@ -1790,13 +1736,11 @@ def not_searched(problems, path, settings):
             if settings[name] != tree.config[name]:
                 raise InputError(f"{path} holds trees of {name} {tree.config[name]}, not {settings[name]}: "
                                  "choose another --out")
-    left = []
-    for problem in problems:
-        if there[problem["question"]]:
-            there[problem["question"]] -= 1
-        else:
-            left.append(problem)
-    return left
+
+    def is_new(problem):
+        there[problem["question"]] -= 1
+        return there[problem["question"]] < 0
+    return list(filter(is_new, problems))
 
 
 def main():
@@ -1815,8 +1759,12 @@ def main():
     add_search_flags(parser)
     args = parser.parse_args()
     check_range(limit=(args.limit, 1))
-    if args.show or args.html:
-        show(args)
+    if args.html:
+        print(page(islice(read_trees(args.html), args.limit)))
+    elif args.show:
+        width = shutil.get_terminal_size((110, 24)).columns
+        for tree in islice(read_trees(args.show), args.limit):
+            print(*draw(tree, width), sep="\n", end="\n\n")
     elif args.model and args.data and args.out:
         search_file(args)
     else:

@@ -87,15 +87,15 @@ def test_the_tokenizer_merges_blank_lines(tok):
     assert tok.convert_ids_to_tokens(tok(f"{MARKER} 7\n\n").input_ids) == [MARKER, " 7", "ĊĊ"]
 
 
-def row_of(job=None, limit=99, newest=0):
-    return mcts.Row(job or Job([]), 0, 0, 0, limit, None, newest)
+def row_of():
+    return mcts.Row(Job([]), 0, 0, 0, None, 0)
 
 
 @pytest.mark.parametrize("step_end", ["\n\n", "\n", ". "])
 def test_step_ends_against_plain_text(lm, tok, step_end):
     """Fed token by token, the texts of single tokens must find the end that decoding the text so far finds."""
     mcts.check_model(lm)
-    ending = mcts.Ending(lm, tok, Format(step_end=step_end), 512, whole=False)
+    ending = mcts.Ending(lm, tok, Format(step_end=step_end), max_tokens=99, context=512, whole=False)
     size, rng = len(tok) + tiny.SPARE, random.Random(0)
     text = [tok.decode([i], skip_special_tokens=True) for i in range(size)]   # "" beyond the tokenizer
     spaces = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
