@@ -16,6 +16,7 @@ the model as ONE row of N tokens; only attention knows which token belongs to wh
 (KV) of a path are kept once and shared by the siblings sampled from it.
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import heapq
@@ -31,8 +32,8 @@ import sys
 import threading
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, chain, cycle, islice, takewhile
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import accumulate, chain, count, cycle, islice, takewhile
 
 import numpy as np
 import torch
@@ -273,17 +274,13 @@ class Tree:
     @classmethod
     def from_json(cls, line):
         data = json.loads(line)
-        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], nodes=[])
-        for stored in data["nodes"]:
-            stored = {"count": 1} | stored      # older files lack it
-            node = Node(**{name: stored[name] for name in STORED})
-            if not tree.nodes:
-                tree.nodes.append(node)         # the root
-            elif 0 <= node.parent < len(tree.nodes):
-                tree.add(node)
-            else:
+        stored = [{"count": 1} | node for node in data["nodes"]]    # older files do not count
+        root, *others = [Node(**{name: node[name] for name in STORED}) for node in stored]
+        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
+        for node in others:
+            if not 0 <= node.parent < len(tree.nodes):
                 raise ValueError("a parent must come before its children")
-        tree.nodes[0]                           # IndexError: a tree has a root
+            tree.add(node)
         return tree
 
 
@@ -308,10 +305,9 @@ def grow(tree, outcome, *, iterations, breadth, depth, c_puct):
     """Search one tree (Sec. 4.2). A coroutine: yields the leaf to expand, is sent the Samples drawn there.
     outcome(token ids of an ended response) -> its reward and whether its form is valid.
 
-    Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would
-    pull V from the policy's mean towards the maximum), each new terminal is backed up once, when it is
-    created, and the search ends early once every path has ended. There are no rollouts: the entropy of the
-    soft value cancels the KL penalty of its objective, so the plain outcome is what is backed up.
+    What the paper leaves open: a terminal node is backed up once, when it is created, and never selected
+    again, which would pull V from the policy's mean towards the maximum. There are no rollouts: the entropy
+    of the soft value cancels the KL penalty of its objective, so the plain outcome is backed up.
     """
     for _ in range(iterations):
         leaf = select(tree, c_puct)
@@ -368,9 +364,8 @@ def expand(tree, leaf, samples, breadth):
 def judge(tree, i, end, outcome, depth):
     """Say whether new node i is terminal, and its reward.
 
-    A step that neither ends the solution nor may go on (cut by a limit, or at full depth) is a failure of the
-    policy, and so is a wrong solution that announced no answer: outcome -1, counted in V, but no `valid`
-    training path.
+    A step that neither ends the solution nor may go on (cut, or at full depth) is a failure of the policy,
+    and so is a wrong solution that announced no answer: -1, counted in V, but no `valid` training path.
     """
     node = tree.nodes[i]
     if end in ("answer", "eos"):
@@ -403,7 +398,7 @@ def close(tree, i):
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """`name` as a torch.device; by default the first GPU, else the CPU. Raises InputError if there is none."""
+    """`name` as a torch.device; by default the first GPU, else the CPU. InputError if there is none."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -440,14 +435,13 @@ def load_weights(name, config, device, dtype):
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        try:
+        with contextlib.suppress(OSError):      # without one, from_config has taken what the config says
             model.generation_config = GenerationConfig.from_pretrained(name)
-        except OSError:                         # it has none: from_config took what the config says
-            pass
         return model
     model, report = load("weights", AutoModelForCausalLM.from_pretrained, name, dtype=dtype,
                          use_safetensors=True, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as "
                          f"{missing[0]}: it was saved as another kind of model, or under other names")
     try:
@@ -532,8 +526,8 @@ def masked_attention(seen, behind, keys_and_values=lambda layer, k, v: (k, v)):
     """An attention for call_model: token t of row b sees column c if seen[b, t, c] and, in a layer with a
     window, if behind[b, t, c], the positions from c to t, is less than that.
 
-    seen, behind (B, T, C); keys_and_values(layer, k, v) -> K (B, H, C, D), V (B, H, C, Dv): here the new ones.
-    The Hq / H query heads that share a key head become rows of one head, so that no key is copied.
+    seen, behind (B, T, C); keys_and_values(layer, k, v) -> K (B, H, C, D), V (B, H, C, Dv), else k and v. The
+    Hq / H query heads that share a key head become rows of one head, so that no key is copied.
     """
     biases = {}
 
@@ -632,7 +626,7 @@ CHECKING = threading.Lock()
 
 def check_model(model) -> None:
     """Raise InputError unless search and training give the numbers of the model's own forward; say why not.
-    A passed check is remembered in the model, so that calling this again costs nothing."""
+    A passed check is remembered in the model."""
     with CHECKING:
         lm = causal_lm(model)
         if "served" in vars(model) and model.served.weights == lm.dtype:
@@ -643,7 +637,7 @@ def check_model(model) -> None:
                 refuse_by_name(model)
                 model.served = Served(lm.dtype, *within_windows(model))
         except torch.OutOfMemoryError:
-            raise InputError(f"{name} leaves no memory on {model.device} for a forward of 18 tokens") from None
+            raise InputError(f"{name} leaves no memory on {model.device} to run 18 tokens") from None
         except Exception as error:              # whatever its own code raises
             kind = "" if isinstance(error, Unserved) else f"{type(error).__name__}: "
             raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
@@ -726,11 +720,9 @@ def decoded(model, prompt, answers, layers, dtype):
     inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
     steps = []
     for t, newest in enumerate(inputs.T.tolist()):
-        slot, sibling = [1, 1], [0, 2]
-        start, length = [5, 5], [t, t]
+        slot, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
         table = np.array([newest, slot, sibling, start, length])
-        logits, _ = decode(model, cache, table)
-        steps.append(logits)
+        steps.append(decode(model, cache, table)[0])
     return torch.stack(steps, 1)
 
 
@@ -790,9 +782,9 @@ def hash_vocabulary(size, device):
 def pick(logits, words, token_hash, temperature):
     """Draw one token a row by Gumbel-max, with noise that depends on (words, token id) alone.
 
-    logits (N, V), words (N, 2) int32, token_hash (V,) int32 -> tokens (N,) and their log-probs at temperature
-    1 (N,). Logits computed in another batch differ in the last bits; noise keyed per token id makes a
-    different winner as unlikely as can be (an inverse CDF would shift every boundary at once).
+    logits (N, V), words (N, 2) int32, token_hash (V,) int32 -> tokens (N,), their log-probs at temperature 1
+    (N,). Logits of another batch differ in the last bits; noise keyed per token id makes a different winner
+    as unlikely as can be (an inverse CDF would shift every boundary at once).
     """
     on_cpu = logits.device.type == "cpu"
     some = max(1, 2**18 // logits.shape[1]) if on_cpu else len(logits)          # rows that fit its cache
@@ -832,8 +824,8 @@ def gumbel_argmax(p, words, token_hash):
 
 class Cache:
     """Keys and values of the paths being sampled from: memory that is taken once, cut into slots of `width`
-    columns. Slot s has the columns from s * width on. They hold, for a path of n tokens but its last and G = 3
-    siblings a, b, c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
+    columns: slot s from s * width on. They hold, for a path of n tokens but its last and G = 3 siblings a, b,
+    c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
 
         column      0 ... n-1    n    n+1  n+2  n+3  n+4  n+5  n+6 ...
         token       the path     a0   b0   c0   a1   b1   c1   a2
@@ -851,14 +843,13 @@ class Cache:
         self.width = 0
         self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
-        self.planes = [None] * len(shapes)      # (H, columns, D) each
         self.blocks = []                        # one tensor for all planes of the same shape: mostly one
-        for H, D in dict.fromkeys(shapes):
-            members = [i for i, shape in enumerate(shapes) if shape == (H, D)]
-            block = torch.empty(len(members), H, columns, D, dtype=dtype, device=device)
+        planes = {}
+        for (H, D), number in Counter(shapes).items():
+            block = torch.empty(number, H, columns, D, dtype=dtype, device=device)
             self.blocks.append(block)
-            for i, plane in zip(members, block):
-                self.planes[i] = plane
+            planes[H, D] = iter(block)
+        self.planes = [next(planes[shape]) for shape in shapes]     # (H, columns, D) each
 
     @property
     def nbytes(self):
@@ -965,13 +956,13 @@ def sight(shape, slot, sibling, start, length):
     return on_path | own, n + t - position
 
 
+@dataclass
 class Store:
     """The KV of steps, by the key of the path that they end, at most `budget` bytes of it."""
 
-    def __init__(self, budget):
-        self.budget = budget
-        self.stored = 0
-        self.segments = OrderedDict()           # the first goes first
+    budget: float
+    stored: int = 0
+    segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
 
     def keep(self, key, segment, soon=False):
         """soon: it may go before all others."""
@@ -983,8 +974,8 @@ class Store:
             self.forget([next(iter(self.segments))])
 
     def find(self, keys):
-        """The segments of the longest beginning of the path `keys` that is here, which count as used: the root
-        last, so that descendants go before their ancestors."""
+        """The segments of the longest beginning of the path `keys` that is here. They count as used, the root
+        last: so descendants go before their ancestors."""
         known = [*takewhile(self.segments.__contains__, keys)]
         for key in reversed(known):
             self.segments.move_to_end(key)
@@ -1019,12 +1010,11 @@ class Job:
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
-    turn: int = 0             # the lowest goes first
+    turn: object = 0          # the lowest goes first; the engine makes it (turn, number of the job, first)
     owner: object = None      # the coroutine that waits for the samples
     keys: set = field(default_factory=set)      # of all KV stored for the owner, to be forgotten with it
     samples: list = None      # the result, of all siblings
     first: int = 0
-    order: tuple = ()         # (turn, number of the job, first)
 
     @property
     def start(self):
@@ -1032,7 +1022,7 @@ class Job:
         return sum(len(tokens) for _, tokens in self.path) - 1
 
     def __lt__(self, other):
-        return self.order < other.order
+        return self.turn < other.turn
 
 
 @dataclass(slots=True)
@@ -1049,22 +1039,19 @@ class Row:
     logprobs: list = field(default_factory=list)
 
 
+@dataclass
 class Scheduler:
-    """Which samples the next forward draws for: jobs that wait, rows that live, and the slots they share.
+    """Which samples the next forward draws for: rows up to max_live, as far as there is memory: long paths
+    leave room for fewer slots. Where samples outgrow it, the youngest job gives its slot up and starts again
+    later, to draw the same, as its random words are the same."""
+    cache: Cache
+    max_live: int
+    max_tokens: int
+    context: int
+    waiting: list = field(default_factory=list)     # heap of jobs
+    rows: list = field(default_factory=list)
 
-    Rows fill the forward up to max_live; beyond that, memory decides. Long paths leave room for fewer slots.
-    Where samples outgrow the memory, the youngest job gives its slot up and starts again later, to draw the
-    same, as its random words are the same.
-    """
     HEADROOM = 64             # tokens of each sibling for which a job must find room to start
-
-    def __init__(self, cache, max_live, max_tokens, context):
-        self.cache = cache
-        self.max_live = max_live
-        self.max_tokens = max_tokens
-        self.context = context
-        self.waiting = []                       # heap of jobs
-        self.rows = []
 
     def limit(self, start):
         """Tokens that a sample after a path of `start` columns may draw."""
@@ -1126,11 +1113,12 @@ class Scheduler:
 class Ending:
     """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
 
-    def __init__(self, model, tokenizer, format, *, max_tokens, context, whole):
-        self.format = format
-        self.max_tokens = max_tokens
+    def __init__(self, engine, context):
+        model, tokenizer = engine.model, engine.tokenizer
+        self.format = engine.format
+        self.max_tokens = engine.max_tokens
         self.context = context
-        self.whole = whole
+        self.whole = engine.whole
         self.decode = functools.partial(tokenizer.decode, **PLAIN)
         size = model.served.vocabulary
         self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
@@ -1186,39 +1174,34 @@ def eos_tokens(model, tokenizer):
     return {int(token) for token in (*declared, tokenizer.eos_token_id) if token is not None}
 
 
+@dataclass(eq=False)
 class Engine:
-    """Draws `siblings` samples for each of many jobs: `submit` jobs; every `step` returns those that ended.
+    """Draws samples for many jobs: `submit` jobs; every `step` returns those that ended. Raises InputError
+    for a model that cannot be served."""
+    model: torch.nn.Module
+    tokenizer: object
+    _: KW_ONLY
+    slots: int                # the samples of so many jobs fill a forward
+    siblings: int             # samples a job; more than SHARE take several slots of the cache
+    max_tokens: int
+    temperature: float = 1.0
+    whole: bool = False       # samples are whole responses instead of steps; their KV is not kept
+    format: Format = Format()
+    kv_budget: float | None = None      # bytes of all keys and values; default: half the free memory
 
-    slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
-    whole: a sample ends with the response instead of with its first step, and its KV is not kept.
-    kv_budget: bytes of keys and values (default: half of the free memory), those of live samples and those
-    kept for paths to come; what was never used is dropped first, then the least recently used, and computed
-    again when needed.
-    stats counts decode forwards, and tokens: prefilled, reused (prefixes found in the store) and sampled.
-    Raises InputError for a model that cannot be served.
-    """
     SHARE = 8                 # siblings in a slot of the cache: each attends over what all of them added
 
     @torch.inference_mode(False)            # its memory outlives the mode of who calls
-    def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
-                 format=Format(), kv_budget=None):
-        check_model(model)
-        self.model = model
-        self.format = format
-        self.slots = slots
-        self.siblings = siblings
-        self.max_tokens = max_tokens
-        self.temperature = temperature
-        self.whole = whole
-        context = context_length(model)
-        self.ending = Ending(model, tokenizer, format, max_tokens=max_tokens, context=context, whole=whole)
-        self.token_hash = hash_vocabulary(model.served.vocabulary, model.device)
+    def __post_init__(self):
+        check_model(self.model)
+        context = context_length(self.model)
+        self.ending = Ending(self, context)
+        self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
         self.opening = None, []                 # key and tokens with which prompts begin; outlives the trees
-        self.submitted = 0
-        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
-        self.cache, self.store = take_memory(self, context, kv_budget)
-        self.schedule = Scheduler(self.cache, slots * siblings, max_tokens, context)
+        self.numbers = count()                  # of the jobs
+        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
+        self.cache, self.store = take_memory(self, context)
+        self.schedule = Scheduler(self.cache, self.slots * self.siblings, self.max_tokens, context)
 
     def restart(self):
         """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
@@ -1227,13 +1210,24 @@ class Engine:
         self.store.forget([*self.store.segments])
         self.weights = some_weights(self.model)
 
+    def check_weights(self):
+        if some_weights(self.model) != self.weights:                # half a tree by other weights is none
+            raise InputError("the model's weights changed while its samples were drawn: let the search end, "
+                             "or start another")
+
+    def share_opening(self, prompts):
+        """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
+        if self.opening[0] is None and len(prompts) > 1:
+            opening = os.path.commonprefix(prompts)
+            self.opening = hash_tokens(b"", opening), opening
+
     def submit(self, job):
         """Let `job` wait for slots; its `samples` become the result."""
-        self.submitted += 1
+        number = next(self.numbers)
         samples = [None] * self.siblings
         for first in range(0, self.siblings, self.cache.siblings):
-            order = job.turn, self.submitted, first
-            part = replace(job, samples=samples, first=first, order=order)
+            turn = job.turn, number, first
+            part = replace(job, samples=samples, first=first, turn=turn)
             heapq.heappush(self.schedule.waiting, part)
 
     @torch.no_grad()
@@ -1261,7 +1255,6 @@ class Engine:
         return completed
 
     def start(self, job, slot):
-        """Begin the samples of `job` in `slot`."""
         gather(self, job, slot)
         key, tokens = job.path[-1]
         words = draw_words(key, self.max_tokens, self.siblings)
@@ -1307,9 +1300,8 @@ class Engine:
 def gather(engine, job, slot):
     """Bring the KV of the path of `job` into `slot`: what is stored, and the rest computed.
 
-    The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
-    segment is the KV of the inputs that predicted its step (the last token of its parent and its own but the
-    last), and the root needs no case of its own.
+    The last token of the path is not part of it: it is the first input of every sibling. So a node's segment
+    is the KV of the inputs that predicted its step: the last token of its parent and its own but the last.
     """
     keys, steps = zip(*job.path)
     inputs = [*chain(*steps)]
@@ -1331,7 +1323,7 @@ def gather(engine, job, slot):
     engine.stats["prefilled"] += need - have
 
 
-def take_memory(engine, context, budget):
+def take_memory(engine, context):
     """The cache of the live samples, which come first, and a store with the rest of the budget."""
     model = engine.model
     layers, dtype = model.served.layers, model.served.dtype
@@ -1340,7 +1332,9 @@ def take_memory(engine, context, budget):
     siblings = -(-engine.siblings // parts)
     spare = 0 if engine.whole else engine.slots // 2                # whole responses take too much
     slots = parts * (engine.slots + spare)
-    budget = 0.5 * free_memory(model.device) if budget is None else budget
+    budget = engine.kv_budget
+    if budget is None:
+        budget = 0.5 * free_memory(model.device)
     one_job = column * (1024 + siblings * engine.max_tokens)        # after a path of usual length
     share = min(budget, max(budget / 2, one_job))
     most = slots * (context + siblings * engine.max_tokens)
@@ -1350,19 +1344,20 @@ def take_memory(engine, context, budget):
 
 
 def some_weights(model):
-    """A few values of every weight: enough to notice that it was trained. Not of sharded ones, which come and
-    go."""
-    some = [torch.empty(0)]
+    """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
+    they come and go."""
+    some = []
     for p in model.parameters():
-        if not hasattr(p, "to_local"):
-            every = 1 + p.numel() // 16
-            some.append(p.detach().flatten()[::every].float().cpu())
+        if hasattr(p, "to_local"):
+            return []
+        every = 1 + p.numel() // 16
+        some.append(p.detach().flatten()[::every].float())
     return torch.cat(some).tolist()
 
 
 def free_memory(device):
-    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available (page
-    cache included), within the limit of the container."""
+    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available
+    (page cache included), within the limit of the container."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -1371,8 +1366,9 @@ def free_memory(device):
         free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
         free = [1024 * int(available[1])]
-    for folder, limit, usage in (("/sys/fs/cgroup/", "memory.max", "memory.current"),
-                                 ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")):
+    cgroups = (("/sys/fs/cgroup/", "memory.max", "memory.current"),
+               ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for folder, limit, usage in cgroups:
         most = read(folder + limit).strip()
         if most.isdigit():
             cached = re.search(r"\binactive_file (\d+)", read(folder + "memory.stat"))
@@ -1394,7 +1390,7 @@ def read(path):
 
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
            candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, format=Format(),
-           engine=None, progress=lambda n: None):
+           engine=None, progress=None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
@@ -1417,8 +1413,10 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     if engine:
         slots, candidates = engine.slots, engine.siblings
         max_step_tokens, format = engine.max_tokens, engine.format
-    candidates = breadth if candidates is None else candidates
-    slots = slots if slots is not None else 16 if model.device.type == "cpu" else 64
+    if candidates is None:
+        candidates = breadth
+    if slots is None:
+        slots = 16 if model.device.type == "cpu" else 64
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
                   seed=seed, max_step_tokens=max_step_tokens)
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
@@ -1427,12 +1425,12 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                               format=format, kv_budget=kv_budget)
     asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
-    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress)
+    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress or (lambda n: None))
     return serve(engine, asked, client)
 
 
 def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
-           kv_budget=None, format=Format(), progress=lambda n: None):
+           kv_budget=None, format=Format(), progress=None):
     """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
     of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
     context or the KV memory. A prompt given again draws other ones.
@@ -1449,6 +1447,7 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
                     temperature=temperature, format=format, kv_budget=kv_budget)
+    progress = progress or (lambda n: None)
     seen = Counter()
 
     def respond(index, prompt):
@@ -1487,10 +1486,7 @@ def serve(engine, asked, client, drawn=lambda n: None):
     keys = {}                                   # of the KV stored for each client
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
-        prompts = [prompt for _, prompt in new]
-        if engine.opening[0] is None and len(prompts) > 1:
-            opening = os.path.commonprefix(prompts)
-            engine.opening = hash_tokens(b"", opening), opening
+        engine.share_opening([prompt for _, prompt in new])
         turns = [(client(*pair), None) for pair in new]
         keys |= {begun: set() for begun, _ in turns}
         if not keys:
@@ -1501,14 +1497,13 @@ def serve(engine, asked, client, drawn=lambda n: None):
         for served, samples in turns:
             try:
                 job = served.send(samples)
-                engine.submit(replace(job, owner=served, keys=keys[served]))
             except StopIteration as end:
                 engine.store.forget(keys.pop(served) - {engine.opening[0]})
                 if end.value is not None:
                     yield end.value
-                    if some_weights(engine.model) != engine.weights:        # half a tree by others is none
-                        raise InputError("the model's weights changed while its samples were drawn: let the "
-                                         "search end, or start another")
+                    engine.check_weights()
+            else:
+                engine.submit(replace(job, owner=served, keys=keys[served]))
 
 
 def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
@@ -1600,7 +1595,7 @@ MARKS = {"right": "+", "wrong": "-"}
 
 def draw(tree, width=110, unvisited=False, i=0, indent=""):
     """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
-    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. i, indent: start here."""
+    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. From node i on."""
     node = tree.nodes[i]
     if i == 0:
         yield f"{paint(node.counts, node.value)} {tree.question} -> {tree.answer}"

@@ -94,8 +94,7 @@ def row_of():
 @pytest.mark.parametrize("step_end", ["\n\n", "\n", ". "])
 def test_step_ends_against_plain_text(lm, tok, step_end):
     """Fed token by token, the texts of single tokens must find the end that decoding the text so far finds."""
-    mcts.check_model(lm)
-    ending = mcts.Ending(lm, tok, Format(step_end=step_end), max_tokens=99, context=512, whole=False)
+    ending = mcts.Engine(lm, tok, slots=1, siblings=1, max_tokens=99, format=Format(step_end=step_end)).ending
     size, rng = len(tok) + tiny.SPARE, random.Random(0)
     text = [tok.decode([i], skip_special_tokens=True) for i in range(size)]   # "" beyond the tokenizer
     spaces = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
