@@ -915,8 +915,8 @@ def prefill(model, cache, slot, start, tokens):
 
 def decode(model, cache, table):
     """Logits (N, V) of the token after the newest of N samples. table (5 + x, N) int64: of each sample its
-    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. What
-    else there is comes back, (x, N) on the device: so a step copies once to it."""
+    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. The
+    other x rows come back on the device: so a step copies to it once."""
     _, slot, sibling, start, length = table[:5]
     G = cache.siblings
     S = int(slot.max()) + 1
@@ -940,8 +940,8 @@ def decode(model, cache, table):
 
 
 def sight(shape, slot, sibling, start, length):
-    """(S, G, columns) each: what siblings see in their slots, their path and what they have drawn; and how
-    many positions behind it is. slot, sibling, start, length (N,): see `decode`."""
+    """What N siblings, see `decode`, see in their slots, each its path and what it has drawn; and how many
+    positions behind that is: (S, G, columns) each, the `shape`."""
     S, G, columns = shape
     n = start.new_zeros(S, 1, 1)
     n[slot, 0, 0] = start
@@ -958,8 +958,8 @@ def sight(shape, slot, sibling, start, length):
 
 @dataclass
 class Store:
-    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it."""
-
+    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
+    used goes first, then what was not used for longest; it is computed again when needed."""
     budget: float
     stored: int = 0
     segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
@@ -1330,7 +1330,8 @@ def take_memory(engine, context):
     column = dtype.itemsize * sum(heads * width for heads, width in chain(*layers))
     parts = -(-engine.siblings // engine.SHARE)                     # slots of a job
     siblings = -(-engine.siblings // parts)
-    spare = 0 if engine.whole else engine.slots // 2                # whole responses take too much
+    # In spare slots further jobs take over the rows of samples that finish; whole responses take too much.
+    spare = 0 if engine.whole else engine.slots // 2
     slots = parts * (engine.slots + spare)
     budget = engine.kv_budget
     if budget is None:
