@@ -265,8 +265,7 @@ class Tree:
     def record(self):
         """The tree as it is written, a dict for JSON; of a node what STORED names."""
         nodes = [{name: getattr(node, name) for name in STORED} for node in self.nodes]
-        return {"question": self.question, "answer": self.answer, "prompt": self.prompt,
-                "config": self.config, "nodes": nodes}
+        return vars(self) | {"nodes": nodes}
 
     def to_json(self) -> str:
         return json.dumps(self.record(), ensure_ascii=False)
