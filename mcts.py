@@ -10,18 +10,17 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
     expand   sample `breadth` next steps from the policy
     backup   N and V of every ancestor of a step that ended         V = mean outcome: +1 right, -1 wrong
 
-The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies
-the machine: the model, the random numbers, and the engine, which is where the time goes. The engine keeps as
-many samples in flight as `slots` leaves have, each leaf of another tree. All of them go through the model as
-ONE row of N tokens; only attention knows which token belongs to which path. The keys and values (KV) of a
-path are kept once and shared by the siblings sampled from it.
-
-What the paper leaves open is settled in the docstrings of `grow`, `select`, `expand`, `judge` and `Ending`.
+The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
+machine: the model, the random numbers, and the engine, where the time goes. All samples in flight go through
+the model as ONE row of N tokens; only attention knows which token belongs to which path. The keys and values
+(KV) of a path are kept once and shared by the siblings sampled from it.
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import heapq
+import html
 import inspect
 import json
 import math
@@ -33,8 +32,8 @@ import sys
 import threading
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, cycle, islice, takewhile
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import accumulate, chain, count, cycle, islice, takewhile
 
 import numpy as np
 import torch
@@ -123,25 +122,23 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
 
 
 def chat(tokenizer, instruction, said):
-    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse a
-    system turn, some drop it without a word: then the first user turn says it all."""
-    def render(system, first):
-        turns = [{"role": "system", "content": system}] if system else []
-        roles = cycle(("user", "assistant"))
-        for role, text in zip(roles, [first, *said[1:]]):
-            turns.append({"role": role, "content": text})
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    try:
-        text = render(instruction, said[0])
-    except Exception:                           # jinja2's, or what the template raises
-        text = ""
-    if text and instruction.strip() in text:
-        return text
-    try:
-        return render("", f"{instruction}\n\n{said[0]}".lstrip("\n"))
-    except Exception as error:
-        raise InputError(f"the tokenizer's chat template fails ({reason(error)}); repair it, or give "
-                         "Format a prompt function") from None
+    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse
+    a system turn, some drop it without a word: then the first user turn says it all."""
+    roles = cycle(("user", "assistant"))
+    first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
+    system = dict(role="system", content=instruction)
+    whole = dict(role="user", content=f"{instruction}\n\n{said[0]}")
+    failure = None
+    for opening in ([system, first], [whole]) if instruction else ([first],):
+        try:
+            text = tokenizer.apply_chat_template(opening + later, add_generation_prompt=True, tokenize=False)
+        except Exception as error:              # jinja2's, or what the template raises
+            failure = error
+        else:
+            if system not in opening or instruction.strip() in text:
+                return text
+    raise InputError(f"the tokenizer's chat template fails ({reason(failure)}); repair it, or give Format a "
+                     "prompt function")
 
 
 def encode(tokenizer, text, quoted=(), add_special_tokens=True):
@@ -268,8 +265,7 @@ class Tree:
     def record(self):
         """The tree as it is written, a dict for JSON; of a node what STORED names."""
         nodes = [{name: getattr(node, name) for name in STORED} for node in self.nodes]
-        return {"question": self.question, "answer": self.answer, "prompt": self.prompt,
-                "config": self.config, "nodes": nodes}
+        return vars(self) | {"nodes": nodes}
 
     def to_json(self) -> str:
         return json.dumps(self.record(), ensure_ascii=False)
@@ -277,16 +273,13 @@ class Tree:
     @classmethod
     def from_json(cls, line):
         data = json.loads(line)
-        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], nodes=[])
-        for stored in data["nodes"]:
-            node = Node(**{name: stored[name] for name in STORED if name in stored or name != "count"})
-            if not tree.nodes:
-                tree.nodes.append(node)         # the root
-            elif 0 <= node.parent < len(tree.nodes):
-                tree.add(node)
-            else:
+        stored = [{"count": 1} | node for node in data["nodes"]]    # older files do not count
+        root, *others = [Node(**{name: node[name] for name in STORED}) for node in stored]
+        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
+        for node in others:
+            if not 0 <= node.parent < len(tree.nodes):
                 raise ValueError("a parent must come before its children")
-        tree.nodes[0]                           # IndexError: a tree has a root
+            tree.add(node)
         return tree
 
 
@@ -311,10 +304,9 @@ def grow(tree, outcome, *, iterations, breadth, depth, c_puct):
     """Search one tree (Sec. 4.2). A coroutine: yields the leaf to expand, is sent the Samples drawn there.
     outcome(token ids of an ended response) -> its reward and whether its form is valid.
 
-    Left open by the paper, settled here: a terminal node is never selected again (visiting it twice would
-    pull V from the policy's mean towards the maximum), each new terminal is backed up once, when it is
-    created, and the search ends early once every path has ended. There are no rollouts: the entropy of the
-    soft value cancels the KL penalty of its objective, so the plain outcome is what is backed up.
+    What the paper leaves open: a terminal node is backed up once, when it is created, and never selected
+    again, which would pull V from the policy's mean towards the maximum. There are no rollouts: the entropy
+    of the soft value cancels the KL penalty of its objective, so the plain outcome is backed up.
     """
     for _ in range(iterations):
         leaf = select(tree, c_puct)
@@ -356,14 +348,14 @@ def expand(tree, leaf, samples, breadth):
     actions = {}
     for s in samples:
         actions.setdefault((s.text, s.end), []).append(s)
-    by_logprob = sorted(actions, key=lambda action: actions[action][0].logprob, reverse=True)
+    by_logprob = sorted(actions.values(), key=lambda equal: equal[0].logprob, reverse=True)
     likeliest = by_logprob[:breadth]
     children = []
-    for action, (first, *others) in actions.items():
-        if action in likeliest:
+    for equal in actions.values():
+        if equal in likeliest:
+            first = equal[0]
             logprob = round(first.logprob, 9)                       # more digits depend on the batch
-            count = 1 + len(others)
-            node = Node(leaf, first.tokens, logprob, text=first.text, count=count)
+            node = Node(leaf, first.tokens, logprob, text=first.text, count=len(equal))
             children.append((tree.add(node), first.end))
     return children
 
@@ -371,9 +363,8 @@ def expand(tree, leaf, samples, breadth):
 def judge(tree, i, end, outcome, depth):
     """Say whether new node i is terminal, and its reward.
 
-    A step that neither ends the solution nor may go on (cut by a limit, or at full depth) is a failure of the
-    policy, and so is a wrong solution that announced no answer: outcome -1, counted in V, but no `valid`
-    training path.
+    A step that neither ends the solution nor may go on (cut, or at full depth) is a failure of the policy,
+    and so is a wrong solution that announced no answer: -1, counted in V, but no `valid` training path.
     """
     node = tree.nodes[i]
     if end in ("answer", "eos"):
@@ -406,7 +397,7 @@ def close(tree, i):
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """`name` as a torch.device; by default the first GPU, else the CPU. Raises InputError if there is none."""
+    """`name` as a torch.device; by default the first GPU, else the CPU. InputError if there is none."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -430,12 +421,7 @@ def load_model(name: str, device=None, dtype: str | None = None):
     if getattr(config, "quantization_config", None):
         raise InputError(f"{name} is quantised and cannot be trained: give the model that it was made from")
     tokenizer = load("tokenizer", AutoTokenizer.from_pretrained, name)
-    try:
-        model = load_weights(name, config, device, dtype=dtype, attn_implementation="sdpa")
-    except ValueError as error:                 # an InputError is one
-        if "attention implementation" not in str(error):
-            raise
-        model = load_weights(name, config, device, dtype=dtype, attn_implementation="eager")
+    model = load_weights(name, config, device, dtype)
     highest = max(tokenizer.get_vocab().values(), default=0)
     rows = model.get_input_embeddings().weight.shape[0]
     if highest >= rows:
@@ -444,18 +430,17 @@ def load_model(name: str, device=None, dtype: str | None = None):
     return model.eval(), tokenizer
 
 
-def load_weights(name, config, device, **how):
+def load_weights(name, config, device, dtype):
     if device.type == "meta":
         with device:
-            model = AutoModelForCausalLM.from_config(config, **how)
-        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with contextlib.suppress(OSError):      # without one, from_config has taken what the config says
             model.generation_config = GenerationConfig.from_pretrained(name)
-        except OSError:                         # it has none: from_config took what the config says
-            pass
         return model
-    model, report = load("weights", AutoModelForCausalLM.from_pretrained, name, use_safetensors=True,
-                         output_loading_info=True, **how)
-    if missing := sorted(report["missing_keys"]):
+    model, report = load("weights", AutoModelForCausalLM.from_pretrained, name, dtype=dtype,
+                         use_safetensors=True, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as "
                          f"{missing[0]}: it was saved as another kind of model, or under other names")
     try:
@@ -476,8 +461,7 @@ def load(what, function, name, **how):
         return function(name, trust_remote_code=False, **how)
     except Exception as error:      # transformers, tokenizers, safetensors, torch, the hub: each has its own
         told = f"{type(error).__name__}: {error}"
-        hints = [hint for word, hint in HINTS.items() if word in told]
-        why = hints[0] if hints else reason(error)
+        why = next((hint for word, hint in HINTS.items() if word in told), reason(error))
         raise InputError(f"cannot load the {what} of {name!r}: {why}; give a folder written by "
                          "save_pretrained, or a hub name and a network") from None
 
@@ -488,7 +472,7 @@ def reason(error):
     return lines[0][:200]
 
 
-# ---------------------------------------------------------------- the model: our attention, and its check
+# ---------------------------------------------------------------- the model: attention of our own
 
 
 class Unserved(Exception):
@@ -537,33 +521,38 @@ def call_model(model, tokens: torch.Tensor, positions: torch.Tensor, attention: 
     return model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False, **how)
 
 
+def masked_attention(seen, behind, keys_and_values=lambda layer, k, v: (k, v)):
+    """An attention for call_model: token t of row b sees column c if seen[b, t, c] and, in a layer with a
+    window, if behind[b, t, c], the positions from c to t, is less than that.
+
+    seen, behind (B, T, C); keys_and_values(layer, k, v) -> K (B, H, C, D), V (B, H, C, Dv), else k and v. The
+    Hq / H query heads that share a key head become rows of one head, so that no key is copied.
+    """
+    biases = {}
+
+    def attention(layer, window, q, k, v, scaling):
+        K, V = keys_and_values(layer, k, v)
+        B, Hq, T, D = q.shape
+        H = K.shape[1]
+        kind = window, Hq // H
+        if kind not in biases:
+            near = seen if window is None else seen & (behind < window)
+            bias = torch.zeros(near.shape, dtype=q.dtype, device=q.device)
+            bias = bias.masked_fill_(~near, -torch.inf)
+            biases[kind] = bias[:, None].repeat(1, 1, Hq // H, 1)   # (B, 1, Hq / H * T, C)
+        rows = q.reshape(B, H, -1, D)                               # (B, H, Hq / H * T, D)
+        out = F.scaled_dot_product_attention(rows, K, V, biases[kind], scale=scaling)
+        return out.reshape(B, Hq, T, -1).transpose(1, 2)            # (B, T, Hq, Dv)
+    return attention
+
+
 def tree_attention(seen: torch.Tensor, positions: torch.Tensor) -> Callable:
     """An attention for call_model in which token t of a row sees token u if seen[b, t, u].
 
     seen (B, T, T) bool, every token sees itself; positions (B, T), which layers with a window go by.
     """
     behind = positions[:, :, None] - positions[:, None, :]          # (B, T, T)
-    biases = {}
-
-    def attention(layer, window, q, k, v, scaling):
-        if window not in biases:
-            biases[window] = as_bias(seen, behind, window, 1, q.dtype)
-        groups = q.shape[1] // k.shape[1]
-        k = k.repeat_interleave(groups, 1)
-        v = v.repeat_interleave(groups, 1)
-        out = F.scaled_dot_product_attention(q, k, v, biases[window], scale=scaling)
-        return out.transpose(1, 2)
-    return attention
-
-
-def as_bias(seen, behind, window, groups, dtype):
-    """(B, 1, groups * T, C) of (B, T, C): 0 for tokens `seen` and less than `window` positions `behind`, else
-    -inf; once for each of the `groups` of `grouped_attention`."""
-    if window is not None:
-        seen = seen & (behind < window)
-    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    bias = bias.masked_fill_(~seen, -torch.inf)
-    return bias[:, None].repeat(1, 1, groups, 1)
+    return masked_attention(seen, behind)
 
 
 def causal_lm(model):
@@ -608,6 +597,9 @@ def logits_of(lm) -> Callable:
     return lambda hidden: head(inputs_embeds=hidden[None]).logits[0]
 
 
+# ---------------------------------------------------------------- the model: is it served exactly?
+
+
 # Beyond these a token sees other tokens than those of its path, or sees them otherwise.
 LIMITS = "max_position_embeddings", "attention_chunk_size", "floor_scale", "keep_window_size"
 
@@ -633,7 +625,7 @@ CHECKING = threading.Lock()
 
 def check_model(model) -> None:
     """Raise InputError unless search and training give the numbers of the model's own forward; say why not.
-    A passed check is remembered in the model, so that calling this again costs nothing."""
+    A passed check is remembered in the model."""
     with CHECKING:
         lm = causal_lm(model)
         if "served" in vars(model) and model.served.weights == lm.dtype:
@@ -644,7 +636,7 @@ def check_model(model) -> None:
                 refuse_by_name(model)
                 model.served = Served(lm.dtype, *within_windows(model))
         except torch.OutOfMemoryError:
-            raise InputError(f"{name} leaves no memory on {model.device} for a forward of 18 tokens") from None
+            raise InputError(f"{name} leaves no memory on {model.device} to run 18 tokens") from None
         except Exception as error:              # whatever its own code raises
             kind = "" if isinstance(error, Unserved) else f"{type(error).__name__}: "
             raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
@@ -688,9 +680,9 @@ def within_windows(model):
 
 
 def compare(model):
-    """Raise Unserved unless a packed tree, prefill in two parts and decode have the logits of a plain
-    forward, and `logits_of` makes the same of hidden states: a prompt of 6 tokens, two answers of 3. Returns
-    what Served says of keys, values and logits."""
+    """Raise Unserved unless decoding in the engine, and a packed tree as in training, have the logits of a
+    plain forward: a prompt of 6 tokens, two answers of 3. Returns what Served says of KV and logits."""
+    lm = causal_lm(model)
     vocabulary = min(97, model.config.get_text_config().vocab_size)
     tokens = torch.arange(12, device=model.device) * 7 % vocabulary
     prompt, answers = tokens[:6], tokens[6:].view(2, 3)
@@ -698,57 +690,28 @@ def compare(model):
     plain = model(input_ids=rows, use_cache=False).logits           # (2, 9, V)
     if not plain.isfinite().all():
         raise Unserved("its logits are not finite: its weights hold NaN, or numbers too large for their type")
-    expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
-    planes = []
-    packed, hidden = packed_tree(model, tokens, planes)
-    if not planes or not same(packed, expected):
-        raise Unserved(why_not(model, rows, plain, len(planes)))
-    layers = [(heads_and_width(k), heads_and_width(v)) for k, v in planes]
-    dtype = planes[0][0].dtype
-    decoded = prefill_and_decode(model, prompt, answers, layers, dtype)
-    if not same(decoded, plain[:, 5:]):
-        raise Unserved(why_not(model, rows, plain, len(planes)))
-    if not same(logits_of(causal_lm(model))(hidden[0]), packed):
-        raise Unserved("its forward makes other logits of its hidden states than its head alone")
-    return layers, dtype, plain.shape[-1]
-
-
-def heads_and_width(x):
-    _, heads, _, width = x.shape
-    return heads, width
-
-
-def packed_tree(model, tokens, planes):
-    """Logits (12, V) and hidden states (1, 12, D) of the prompt and both answers in one row. `planes` becomes
-    the keys and values of every layer."""
-    place = torch.arange(12, device=tokens.device)
-    answer = (place >= 6).int() + (place >= 9).int()                # 0 in the prompt
-    position = place - 3 * (place >= 9)
-    same_path = (answer == 0) | (answer == answer[:, None])
-    seen = (place[:, None] >= place) & same_path
-    attention = tree_attention(seen[None], position[None])
+    position = torch.tensor([[*range(9), 6, 7, 8]], device=model.device)
+    seen = torch.ones(1, 12, 12, dtype=torch.bool, device=model.device).tril()
+    seen[:, 9:, 6:9] = False                                        # the second answer sees not the first
+    attention = tree_attention(seen, position)
+    layers, dtypes = [], []
 
     def recorded(layer, window, q, k, v, scaling):
-        planes.append((k, v))
+        layers.append([(x.shape[1], x.shape[3]) for x in (k, v)])
+        dtypes.append(k.dtype)
         return attention(layer, window, q, k, v, scaling)
-    lm = causal_lm(model)
-    caught = []
-
-    def catch(module, args, output):
-        caught.append(output[0])
-    hook = getattr(lm, backbone(lm)).register_forward_hook(catch)
-    try:
-        logits = call_model(model, tokens[None], position[None], recorded).logits[0]
-    finally:
-        hook.remove()
-    if not caught:                              # an LM that calls the decoder of its backbone
-        caught.append(hidden_states(lm, tokens[None], position[None], attention))
-    return logits, caught[0]
+    hidden = hidden_states(lm, tokens[None], position, recorded)
+    if not layers or not same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:]):
+        raise Unserved(why_not(model, rows, plain, len(layers)))
+    expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
+    if not same(logits_of(lm)(hidden[0]), expected):
+        raise Unserved("its forward makes other logits of its hidden states than its head alone")
+    return layers, dtypes[0], plain.shape[-1]
 
 
-def prefill_and_decode(model, prompt, answers, layers, dtype):
-    """Logits (2, 4, V) of the last token of the prompt and of the answers, as the engine computes them: as
-    siblings 0 and 2 of 3 in slot 1."""
+def decoded(model, prompt, answers, layers, dtype):
+    """Logits (2, 4, V) of the last token of the prompt and of the answers, as the engine computes them: in
+    slot 1, the prompt in two parts, the answers as siblings 0 and 2 of 3."""
     cache = Cache(layers, dtype, model.device, slots=2, siblings=3, columns=64)
     cache.resize(32, {})
     prefill(model, cache, 1, 0, prompt[:3].tolist())
@@ -756,11 +719,9 @@ def prefill_and_decode(model, prompt, answers, layers, dtype):
     inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
     steps = []
     for t, newest in enumerate(inputs.T.tolist()):
-        slot, sibling = [1, 1], [0, 2]
-        start, length = [5, 5], [t, t]
+        slot, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
         table = np.array([newest, slot, sibling, start, length])
-        logits, _ = decode(model, cache, table)
-        steps.append(logits)
+        steps.append(decode(model, cache, table)[0])
     return torch.stack(steps, 1)
 
 
@@ -820,9 +781,9 @@ def hash_vocabulary(size, device):
 def pick(logits, words, token_hash, temperature):
     """Draw one token a row by Gumbel-max, with noise that depends on (words, token id) alone.
 
-    logits (N, V), words (N, 2) int32, token_hash (V,) int32 -> tokens (N,) and their log-probs at temperature
-    1 (N,). Logits computed in another batch differ in the last bits; noise keyed per token id makes a
-    different winner as unlikely as can be (an inverse CDF would shift every boundary at once).
+    logits (N, V), words (N, 2) int32, token_hash (V,) int32 -> tokens (N,), their log-probs at temperature 1
+    (N,). Logits of another batch differ in the last bits; noise keyed per token id makes a different winner
+    as unlikely as can be (an inverse CDF would shift every boundary at once).
     """
     on_cpu = logits.device.type == "cpu"
     some = max(1, 2**18 // logits.shape[1]) if on_cpu else len(logits)          # rows that fit its cache
@@ -862,8 +823,8 @@ def gumbel_argmax(p, words, token_hash):
 
 class Cache:
     """Keys and values of the paths being sampled from: memory that is taken once, cut into slots of `width`
-    columns. Slot s has the columns from s * width on. They hold, for a path of n tokens but its last and G = 3
-    siblings a, b, c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
+    columns: slot s from s * width on. They hold, for a path of n tokens but its last and G = 3 siblings a, b,
+    c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
 
         column      0 ... n-1    n    n+1  n+2  n+3  n+4  n+5  n+6 ...
         token       the path     a0   b0   c0   a1   b1   c1   a2
@@ -881,14 +842,13 @@ class Cache:
         self.width = 0
         self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
-        self.planes = [None] * len(shapes)      # (H, columns, D) each
         self.blocks = []                        # one tensor for all planes of the same shape: mostly one
-        for H, D in dict.fromkeys(shapes):
-            members = [i for i, shape in enumerate(shapes) if shape == (H, D)]
-            block = torch.empty(len(members), H, columns, D, dtype=dtype, device=device)
+        planes = {}
+        for (H, D), number in Counter(shapes).items():
+            block = torch.empty(number, H, columns, D, dtype=dtype, device=device)
             self.blocks.append(block)
-            for i, plane in zip(members, block):
-                self.planes[i] = plane
+            planes[H, D] = iter(block)
+        self.planes = [next(planes[shape]) for shape in shapes]     # (H, columns, D) each
 
     @property
     def nbytes(self):
@@ -900,22 +860,20 @@ class Cache:
 
     def resize(self, width, used):
         """Give slots another width. used: {slot: its columns in use}. Returns the new number of each."""
-        old, self.width = self.width, width
+        numbers = {slot: number for number, slot in enumerate(sorted(used))}
+        source = [torch.arange(used[slot]) + slot * self.width for slot in numbers]
+        target = [torch.arange(used[slot]) + number * width for slot, number in numbers.items()]
+        self.width = width
         end = self.room() * width
         for block in self.blocks:               # 0 * NaN is NaN
             block[:, :, self.clean:end] = 0
         self.clean = max(self.clean, end)
-        numbers = {slot: number for number, slot in enumerate(sorted(used))}
-        for slot, number in numbers.items():    # close the gaps
-            self.move(slot * old, number * old, used[slot])
-        order = sorted(numbers, reverse=width > old)                # so that none overwrites another
-        for slot in order:
-            self.move(numbers[slot] * old, numbers[slot] * width, used[slot])
+        if used:
+            source = torch.cat(source).to(self.device)
+            target = torch.cat(target).to(self.device)
+            for plane in self.planes:
+                plane.index_copy_(1, target, plane.index_select(1, source))
         return numbers
-
-    def move(self, source, target, columns):
-        if source != target:
-            self.put(target, [self.take(source, columns)])
 
     def take(self, first, columns, step=1):
         """A copy of `columns` columns from `first` on, every `step`th: a (planes, H, T, D) of each block."""
@@ -928,119 +886,82 @@ class Cache:
             new = torch.cat(parts, 2)
             block[:, :, first:first + new.shape[2]] = new
 
+    def extend(self, at, slots, columns, layer, k, v):
+        """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns what it now has in the first
+        `columns` columns of `slots`, a slice: K, V (S, H, C, D), without a copy."""
+        held = []
+        for plane, new in zip(self.planes[2 * layer:2 * layer + 2], (k, v)):
+            plane.index_copy_(1, at, new[0])
+            used = plane[:, :self.room() * self.width]
+            grid = used.unflatten(1, (-1, self.width))              # (H, all slots, width, D)
+            held.append(grid[:, slots, :columns].transpose(0, 1))
+        return held
+
 
 def prefill(model, cache, slot, start, tokens):
     """Compute the KV of the `tokens` of a path, which come after `start` others in `slot`."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
         part = torch.tensor(tokens[first:first + 1024], device=cache.device)
         begin = start + first
-        position = torch.arange(begin, begin + len(part), device=cache.device)
-        attention = Prefill(cache, slot, begin)
+        end = begin + len(part)
+        column = torch.arange(end, device=cache.device)
+        position = column[begin:]
+        behind = (position[:, None] - column)[None]                 # (1, T, end)
+        extend = functools.partial(cache.extend, slot * cache.width + position, slice(slot, slot + 1), end)
+        attention = masked_attention(behind >= 0, behind, extend)
         call_model(model, part[None], position[None], attention, logits_to_keep=1)
-
-
-class Prefill:
-    """The attention of T new tokens of a path, which come after `start` others in `slot`."""
-
-    def __init__(self, cache, slot, start):
-        self.cache = cache
-        self.start = start
-        self.first = slot * cache.width
-        self.biases = {}
-
-    def __call__(self, layer, window, q, k, v, scaling):
-        start, end = self.start, self.start + q.shape[2]
-        planes = self.cache.planes[2 * layer:2 * layer + 2]
-        K, V = (plane[:, self.first:self.first + end] for plane in planes)
-        K[:, start:] = k[0]                                         # (H, start + T, D)
-        V[:, start:] = v[0]
-        kind = window, q.shape[1] // k.shape[1]
-        if kind not in self.biases:
-            column = torch.arange(end, device=q.device)
-            behind = (column[start:, None] - column)[None]          # (1, T, start + T)
-            self.biases[kind] = as_bias(behind >= 0, behind, *kind, q.dtype)
-        out = grouped_attention(q, K[None], V[None], self.biases[kind], scaling)
-        return out.transpose(1, 2)                                  # (1, T, Hq, Dv)
 
 
 def decode(model, cache, table):
     """Logits (N, V) of the token after the newest of N samples. table (5 + x, N) int64: of each sample its
-    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. What
-    else there is comes back, (x, N) on the device: so a step copies once to it."""
+    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. The
+    other x rows come back on the device: so a step copies to it once."""
     _, slot, sibling, start, length = table[:5]
-    columns = int((start + length * cache.siblings + sibling).max()) + 1
-    slots = int(slot.max()) + 1
+    G = cache.siblings
+    S = int(slot.max()) + 1
+    used = int((start + length * G + sibling).max()) + 1
+    columns = min(cache.width, -(-used // 16) * 16)                 # kernels like whole blocks
     newest, slot, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
-    attention = Decode(cache, slot, sibling, start, length, slots, columns)
+    at = slot * cache.width + start + length * G + sibling
+    seen, behind = sight((S, G, columns), slot, sibling, start, length)
+    extend = functools.partial(cache.extend, at, slice(S), columns)
+    in_slots = masked_attention(seen, behind, extend)
+
+    def attention(layer, window, q, k, v, scaling):
+        _, Hq, N, D = q.shape
+        grid = q.new_zeros(S, G, Hq, D)
+        grid[slot, sibling] = q[0].transpose(0, 1)                  # (N, Hq, D) -> (S, G, Hq, D)
+        out = in_slots(layer, window, grid.transpose(1, 2), k, v, scaling)
+        return out[slot, sibling][None]                             # (S, G, Hq, Dv) -> (1, N, Hq, Dv)
     position = start + length
     logits = call_model(model, newest[None], position[None], attention).logits[0]
     return logits, others
 
 
-class Decode:
-    """The attention of one new token of each of N samples to its path and to what it has drawn.
-
-    slot, sibling, start, length (N,): see `decode`. The first `slots` slots take part, with `columns` columns.
-    """
-
-    def __init__(self, cache, slot, sibling, start, length, slots, columns):
-        G, device = cache.siblings, cache.device
-        self.cache = cache
-        self.slots = slots
-        self.columns = min(cache.width, -(-columns // 16) * 16)     # kernels like whole blocks
-        self.at = slot, sibling
-        self.newest = slot * cache.width + start + length * G + sibling
-        n = torch.zeros(slots, 1, 1, dtype=torch.long, device=device)
-        n[slot, 0, 0] = start
-        t = torch.full((slots, G, 1), -1, device=device)            # where there is no sample
-        t[slot, sibling, 0] = length
-        g = torch.arange(G, device=device)[:, None]
-        column = torch.arange(self.columns, device=device)
-        after = column - n                                          # (slots, 1, columns)
-        on_path = after < 0
-        own = (after % G == g) & (after // G <= t)                  # (slots, G, columns)
-        position = torch.where(on_path, column, n + after // G)
-        self.seen = on_path | own
-        self.behind = n + t - position
-        self.biases = {}
-
-    def __call__(self, layer, window, q, k, v, scaling):
-        planes = self.cache.planes[2 * layer:2 * layer + 2]
-        for plane, new in zip(planes, (k, v)):                      # (H, all columns, D), (1, H, N, D)
-            plane.index_copy_(1, self.newest, new[0])
-        kind = window, q.shape[1] // k.shape[1]
-        if kind not in self.biases:
-            self.biases[kind] = as_bias(self.seen, self.behind, *kind, q.dtype)
-        _, Hq, N, D = q.shape
-        grid = q.new_zeros(self.slots, self.cache.siblings, Hq, D)
-        grid[self.at] = q[0].transpose(0, 1)                        # (N, Hq, D) -> (S, G, Hq, D)
-        K, V = map(self.view, planes)
-        out = grouped_attention(grid.transpose(1, 2), K, V, self.biases[kind], scaling)
-        return out.transpose(1, 2)[self.at][None]                   # (S, Hq, G, Dv) -> (1, N, Hq, Dv)
-
-    def view(self, plane):
-        """(S, H, C, D) of a plane, without a copy."""
-        used = plane[:, :self.slots * self.cache.width]
-        slots = used.unflatten(1, (self.slots, -1))                 # (H, S, width, D)
-        return slots[:, :, :self.columns].transpose(0, 1)
+def sight(shape, slot, sibling, start, length):
+    """What N siblings, see `decode`, see in their slots, each its path and what it has drawn; and how many
+    positions behind that is: (S, G, columns) each, the `shape`."""
+    S, G, columns = shape
+    n = start.new_zeros(S, 1, 1)
+    n[slot, 0, 0] = start
+    t = start.new_full((S, G, 1), -1)                               # where there is no sample
+    t[slot, sibling, 0] = length
+    g = torch.arange(G, device=start.device)[:, None]
+    column = torch.arange(columns, device=start.device)
+    after = column - n                                              # (S, 1, columns)
+    on_path = after < 0
+    own = (after % G == g) & (after // G <= t)                      # (S, G, columns)
+    position = torch.where(on_path, column, n + after // G)
+    return on_path | own, n + t - position
 
 
-def grouped_attention(q, K, V, bias, scaling):
-    """Attention (B, Hq, T, Dv) of q (B, Hq, T, D) to K (B, H, C, D) and V (B, H, C, Dv). The Hq / H query
-    heads that share a key head become rows of one head, so that no key is read or copied twice:
-    bias (B, 1, Hq / H * T, C)."""
-    B, Hq, T, D = q.shape
-    rows = q.reshape(B, K.shape[1], -1, D)                          # (B, H, Hq / H * T, D)
-    out = F.scaled_dot_product_attention(rows, K, V, bias, scale=scaling)
-    return out.reshape(B, Hq, T, -1)
-
-
+@dataclass
 class Store:
-    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it."""
-
-    def __init__(self, budget):
-        self.budget, self.stored = budget, 0
-        self.segments = OrderedDict()           # the first goes first
+    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
+    used goes first, then what was not used for longest; it is computed again when needed."""
+    budget: float
+    stored: int = 0
+    segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
 
     def keep(self, key, segment, soon=False):
         """soon: it may go before all others."""
@@ -1052,8 +973,8 @@ class Store:
             self.forget([next(iter(self.segments))])
 
     def find(self, keys):
-        """The segments of the longest beginning of the path `keys` that is here, which count as used: the root
-        last, so that descendants go before their ancestors."""
+        """The segments of the longest beginning of the path `keys` that is here. They count as used, the root
+        last: so descendants go before their ancestors."""
         known = [*takewhile(self.segments.__contains__, keys)]
         for key in reversed(known):
             self.segments.move_to_end(key)
@@ -1084,71 +1005,52 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after."""
+    """A path to draw samples after: of its siblings those that share a slot, from `first` on."""
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
+    turn: object = 0          # the lowest goes first; the engine makes it (turn, number of the job, first)
+    owner: object = None      # the coroutine that waits for the samples
     keys: set = field(default_factory=set)      # of all KV stored for the owner, to be forgotten with it
-    turn: int = 0             # the lowest goes first
-    owner: object = None
-    number: int = 0           # of all jobs submitted
-    samples: list = None      # the result
+    samples: list = None      # the result, of all siblings
+    first: int = 0
 
     @property
     def start(self):
         """The columns of its path: all tokens but the last, which is the first input of every sibling."""
         return sum(len(tokens) for _, tokens in self.path) - 1
 
+    def __lt__(self, other):
+        return self.turn < other.turn
+
 
 @dataclass(slots=True)
 class Row:
     """One sample being drawn: a row of the forward."""
     job: Job
-    index: int                # in job.samples
     slot: int
     sibling: int              # within its slot
     start: int                # columns of its path
-    limit: int                # tokens it may draw
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
-    begun: bool = False       # its step holds text that is not blank
-    recent: str = ""          # how that text ends: what may become a part of the step's end
+    text: str = ""            # of its step so far, without the blanks that it began with
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
 
-    @property
-    def part(self):
-        """What of its job shares its slot, as it stands in Scheduler.waiting."""
-        first = self.index - self.sibling
-        return self.job.turn, self.job.number, first, self.job
 
-    @property
-    def state(self):
-        """What `decode` needs to know."""
-        return self.newest, self.slot, self.sibling, self.start, len(self.tokens)
-
-    def append(self, token, logprob):
-        self.newest = token
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-
-
+@dataclass
 class Scheduler:
-    """Which samples the next forward draws for: jobs that wait, rows that live, and the slots that they share.
+    """Which samples the next forward draws for: rows up to max_live, as far as there is memory: long paths
+    leave room for fewer slots. Where samples outgrow it, the youngest job gives its slot up and starts again
+    later, to draw the same, as its random words are the same."""
+    cache: Cache
+    max_live: int
+    max_tokens: int
+    context: int
+    waiting: list = field(default_factory=list)     # heap of jobs
+    rows: list = field(default_factory=list)
 
-    Rows fill the forward up to max_live; beyond that, memory decides. Long paths leave room for fewer slots.
-    Where samples outgrow the memory, the youngest job gives its slot up and starts again later, to draw the
-    same, as its random words are the same.
-    """
     HEADROOM = 64             # tokens of each sibling for which a job must find room to start
-
-    def __init__(self, cache, max_live, max_tokens, context):
-        self.cache = cache
-        self.max_live = max_live
-        self.max_tokens = max_tokens
-        self.context = context
-        self.waiting = []                       # heap of (turn, number, first sibling, job)
-        self.rows = []
 
     def limit(self, start):
         """Tokens that a sample after a path of `start` columns may draw."""
@@ -1159,23 +1061,6 @@ class Scheduler:
         worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
         return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
 
-    def next(self):
-        """(job, its first sibling, slot) to start now; None if there is none or no room."""
-        G = self.cache.siblings
-        if not self.waiting or len(self.rows) + G > self.max_live:
-            return None
-        *_, first, job = self.waiting[0]
-        used = self.used()
-        wanted = job.start + G * min(self.limit(job.start), self.HEADROOM)
-        if wanted > self.cache.width or len(used) >= self.cache.room():
-            wanted = max(wanted, *used.values(), 0)
-            if not self.widen(wanted, len(used) + 1):
-                return None
-        heapq.heappop(self.waiting)
-        taken = {row.slot for row in self.rows}
-        slot = min(set(range(self.cache.room())) - taken)
-        return job, first, slot
-
     def used(self):
         """{slot: its columns in use}."""
         used = {}
@@ -1184,75 +1069,80 @@ class Scheduler:
             used[row.slot] = max(columns, used.get(row.slot, 0))
         return used
 
-    def widen(self, columns, slots):
-        """Make `slots` slots of so many columns and some to spare. Whether there is memory for them."""
+    def provide(self, columns, slots):
+        """Whether there is memory for so many slots, each of so many columns; widens them if need be."""
+        used = self.used()
+        if columns <= self.cache.width and slots <= self.cache.room():
+            return True
+        columns = max(columns, *used.values(), 0)
         most = self.cache.columns // slots
         if most < columns or slots > self.cache.slots:
             return False
-        spare = -(-columns * 5 // 4 // 64) * 64
-        numbers = self.cache.resize(min(most, spare), self.used())
+        generous = -(-columns * 5 // 4 // 64) * 64
+        numbers = self.cache.resize(min(most, generous), used)
         for row in self.rows:
             row.slot = numbers[row.slot]
         return True
 
+    def next(self):
+        """(job, slot) to start now; None if there is none or no room."""
+        G = self.cache.siblings
+        if not self.waiting or len(self.rows) + G > self.max_live:
+            return None
+        start = self.waiting[0].start
+        columns = start + G * min(self.limit(start), self.HEADROOM)
+        if not self.provide(columns, len(self.used()) + 1):
+            return None
+        free = set(range(self.cache.room())) - set(self.used())
+        return heapq.heappop(self.waiting), min(free)
+
     def make_room(self):
-        """Widen the slots for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
+        """Make room for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
         given_up = []
         while True:
             used = self.used()
-            needed = max(used.values()) + self.cache.siblings
-            if needed <= self.cache.width or self.widen(needed, len(used)):
+            if self.provide(max(used.values()) + self.cache.siblings, len(used)):
                 return given_up
-            youngest = max(self.rows, key=lambda row: row.part[:3])
-            given_up += [row for row in self.rows if row.slot == youngest.slot]
-            self.rows = [row for row in self.rows if row.slot != youngest.slot]
-            heapq.heappush(self.waiting, youngest.part)
+            youngest = max(row.job for row in self.rows)
+            given_up += [row for row in self.rows if row.job is youngest]
+            self.rows = [row for row in self.rows if row.job is not youngest]
+            heapq.heappush(self.waiting, youngest)
 
 
 class Ending:
-    """Where samples end: by the texts of single tokens, since to decode all again and again would take long."""
+    """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
 
-    def __init__(self, model, tokenizer, format, context, whole):
-        self.format = format
+    def __init__(self, engine, context):
+        model, tokenizer = engine.model, engine.tokenizer
+        self.format = engine.format
+        self.max_tokens = engine.max_tokens
         self.context = context
-        self.whole = whole
+        self.whole = engine.whole
         self.decode = functools.partial(tokenizer.decode, **PLAIN)
         size = model.served.vocabulary
         self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
         self.eos = eos_tokens(model, tokenizer)
         if max(self.eos, default=0) >= size:
-            raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: correct "
-                             "its generation_config.json, or take its own tokenizer")
-
-    def begin(self, row):
-        """A step of a given number of tokens may have ended amid a line: its text goes on."""
-        if self.format.step_tokens and row.job.said:
-            row.begun = True
-            row.recent = self.tail(self.decode(row.job.said))
-
-    def tail(self, text):
-        """The end of `text` that may become a part of the step's end."""
-        start = len(text) - len(self.format.step_end) + 1
-        return text[max(0, start):]
+            raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
+                             "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, row):
-        """Whether the text of `row` now, with its newest token, holds the step's end after other text: in one
-        token (".\\n\\n") or in several ("\\n", "\\n"). Blanks at the start of a step do not count."""
-        text = row.recent + self.texts[row.newest]
-        if not row.begun:
-            text = text.lstrip()
-        row.begun = row.begun or bool(text)
-        row.recent = self.tail(text)
-        return self.format.step_end in text
+        """Whether the newest token of `row` completes the step's end after other text: alone (".\\n\\n") or
+        with tokens before it ("\\n", "\\n"). Blanks at the start of a step do not count."""
+        token = self.texts[row.newest]
+        new = max(0, len(row.text) + 1 - len(self.format.step_end))     # where an end not yet seen may begin
+        row.text = row.text + token if row.text else token.lstrip()
+        return self.format.step_end in row.text[new:]
 
     def __call__(self, row):
         """How the sample ends with its newest token, see Sample; None if it goes on.
 
         1. At any EOS. 2. At the step's end after an announced answer: the solution. 3. At the step's end, or
-        with the last of the tokens that a step has: the step, unless an announced answer is still to come, the
-        whole response is wanted, or no other step would fit. 4. At the limit.
+        with the last of the tokens that a step has: the step, unless an announced answer is still to come,
+        the whole response is wanted, or no other step would fit. 4. At a limit.
         """
         drawn = len(row.tokens)
+        full = row.start + 1 + drawn >= self.context
         if row.newest in self.eos:
             return "eos"
         at_end = self.step_ends(row)
@@ -1262,11 +1152,10 @@ class Ending:
             waits = self.format.waits(response)
             if at_end and not waits and self.format.announces(response):
                 return "answer"
-            full = row.start + 1 + drawn >= self.context
             ended = counted if self.format.step_tokens else not waits
             if ended and not (self.whole or full):
                 return "step"
-        return "cut" if drawn >= row.limit else None
+        return "cut" if full or drawn >= self.max_tokens else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -1284,48 +1173,61 @@ def eos_tokens(model, tokenizer):
     return {int(token) for token in (*declared, tokenizer.eos_token_id) if token is not None}
 
 
+@dataclass(eq=False)
 class Engine:
-    """Draws `siblings` samples for each of many jobs: `submit` jobs; every `step` returns those that ended.
+    """Draws samples for many jobs: `submit` jobs; every `step` returns those that ended. Raises InputError
+    for a model that cannot be served."""
+    model: torch.nn.Module
+    tokenizer: object
+    _: KW_ONLY
+    slots: int                # the samples of so many jobs fill a forward
+    siblings: int             # samples a job; more than SHARE take several slots of the cache
+    max_tokens: int
+    temperature: float = 1.0
+    whole: bool = False       # samples are whole responses instead of steps; their KV is not kept
+    format: Format = Format()
+    kv_budget: float | None = None      # bytes of all keys and values; default: half the free memory
 
-    slots: the samples of so many jobs fill a forward; in half as many spare slots, further jobs take over the
-    rows of samples that finish. (A job of more than SHARE siblings takes several slots of the cache.)
-    whole: a sample ends with the response instead of with its first step, and its KV is not kept.
-    kv_budget: bytes of keys and values (default: half of the free memory), those of live samples and those
-    kept for paths to come; what was never used is dropped first, then the least recently used, and computed
-    again when needed.
-    stats counts decode forwards, and tokens: prefilled, reused (prefixes found in the store) and sampled.
-    Raises InputError for a model that cannot be served.
-    """
-    SHARE = 8                 # siblings in a slot of the cache: the attention of each runs over what all added
+    SHARE = 8                 # siblings in a slot of the cache: each attends over what all of them added
 
     @torch.inference_mode(False)            # its memory outlives the mode of who calls
-    def __init__(self, model, tokenizer, *, slots, siblings, max_tokens, temperature=1.0, whole=False,
-                 format=Format(), kv_budget=None):
-        check_model(model)
-        self.model = model
-        self.format = format
-        self.slots = slots
-        self.siblings = siblings
-        self.max_tokens = max_tokens
-        self.temperature = temperature
-        self.whole = whole
-        context = context_length(model)
-        self.ending = Ending(model, tokenizer, format, context, whole)
-        self.token_hash = hash_vocabulary(model.served.vocabulary, model.device)
+    def __post_init__(self):
+        check_model(self.model)
+        context = context_length(self.model)
+        self.ending = Ending(self, context)
+        self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
         self.opening = None, []                 # key and tokens with which prompts begin; outlives the trees
-        self.submitted = 0
-        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)
-        self.weights = some_weights(model)
-        self.cache, self.store = take_memory(self, context, kv_budget)
-        self.schedule = Scheduler(self.cache, slots * siblings, max_tokens, context)
+        self.numbers = count()                  # of the jobs
+        self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
+        self.cache, self.store = take_memory(self, context)
+        self.schedule = Scheduler(self.cache, self.slots * self.siblings, self.max_tokens, context)
+
+    def restart(self):
+        """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
+        self.schedule.waiting = []
+        self.schedule.rows = []
+        self.store.forget([*self.store.segments])
+        self.weights = some_weights(self.model)
+
+    def check_weights(self):
+        if some_weights(self.model) != self.weights:                # half a tree by other weights is none
+            raise InputError("the model's weights changed while its samples were drawn: let the search end, "
+                             "or start another")
+
+    def share_opening(self, prompts):
+        """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
+        if self.opening[0] is None and len(prompts) > 1:
+            opening = os.path.commonprefix(prompts)
+            self.opening = hash_tokens(b"", opening), opening
 
     def submit(self, job):
         """Let `job` wait for slots; its `samples` become the result."""
-        job.samples = [None] * self.siblings
-        job.number = self.submitted
-        self.submitted += 1
+        number = next(self.numbers)
+        samples = [None] * self.siblings
         for first in range(0, self.siblings, self.cache.siblings):
-            heapq.heappush(self.schedule.waiting, (job.turn, job.number, first, job))
+            turn = job.turn, number, first
+            part = replace(job, samples=samples, first=first, turn=turn)
+            heapq.heappush(self.schedule.waiting, part)
 
     @torch.no_grad()
     def step(self):
@@ -1338,35 +1240,36 @@ class Engine:
             self.stats["sampled"] -= len(row.tokens)
         live, completed = [], []
         for row, token, logprob in zip(self.schedule.rows, *self.draw()):
-            row.append(token, logprob)
+            row.newest = token
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
             end = self.ending(row)
-            if end:
-                self.finish(row, end)
-            else:
+            if not end:
                 live.append(row)
-            if end and None not in row.job.samples:
+                continue
+            self.finish(row, end)
+            if None not in row.job.samples:
                 completed.append(row.job)
         self.schedule.rows = live
         return completed
 
-    def start(self, job, first, slot):
-        """Begin the samples of `job` from `first` on in `slot`."""
+    def start(self, job, slot):
         gather(self, job, slot)
         key, tokens = job.path[-1]
         words = draw_words(key, self.max_tokens, self.siblings)
-        limit = self.schedule.limit(job.start)
-        end = min(first + self.cache.siblings, self.siblings)
-        for index in range(first, end):
-            if job.samples[index] is None:      # else it ended before the job gave up its slot
-                row = Row(job, index, slot, sibling=index - first, start=job.start, limit=limit,
-                          words=words[index], newest=tokens[-1])
-                self.ending.begin(row)
+        # A step of a given number of tokens may have ended amid a line: its text goes on.
+        text = self.ending.decode(job.said) if self.format.step_tokens else ""
+        mine = job.samples[job.first:job.first + self.cache.siblings]
+        for sibling, sample in enumerate(mine):
+            if sample is None:                  # else it ended before the job gave up its slot
+                row = Row(job, slot, sibling, start=job.start, words=words[job.first + sibling],
+                          newest=tokens[-1], text=text)
                 self.schedule.rows.append(row)
 
     def draw(self):
         """The next token of every row and its log-prob: two lists."""
         rows = self.schedule.rows
-        state = [row.state for row in rows]
+        state = [(row.newest, row.slot, row.sibling, row.start, len(row.tokens)) for row in rows]
         words = [row.words[len(row.tokens)] for row in rows]
         table = np.hstack((state, words)).T                         # (7, N)
         logits, words = decode(self.model, self.cache, np.ascontiguousarray(table))
@@ -1384,7 +1287,7 @@ class Engine:
     def finish(self, row, end):
         """Turn `row` into a Sample; keep the KV of a step."""
         text = self.ending.decode(row.tokens)
-        row.job.samples[row.index] = Sample(row.tokens, row.logprobs, text, end)
+        row.job.samples[row.job.first + row.sibling] = Sample(row.tokens, row.logprobs, text, end)
         if end == "step":
             key = hash_tokens(row.job.path[-1][0], row.tokens)
             first = row.slot * self.cache.width + row.start + row.sibling
@@ -1396,9 +1299,8 @@ class Engine:
 def gather(engine, job, slot):
     """Bring the KV of the path of `job` into `slot`: what is stored, and the rest computed.
 
-    The last token of the path is not part of that KV: it is the first input of every sibling. So a node's
-    segment is the KV of the inputs that predicted its step (the last token of its parent and its own but the
-    last), and the root needs no case of its own.
+    The last token of the path is not part of it: it is the first input of every sibling. So a node's segment
+    is the KV of the inputs that predicted its step: the last token of its parent and its own but the last.
     """
     keys, steps = zip(*job.path)
     inputs = [*chain(*steps)]
@@ -1420,38 +1322,25 @@ def gather(engine, job, slot):
     engine.stats["prefilled"] += need - have
 
 
-def take_memory(engine, context, budget):
+def take_memory(engine, context):
     """The cache of the live samples, which come first, and a store with the rest of the budget."""
     model = engine.model
     layers, dtype = model.served.layers, model.served.dtype
     column = dtype.itemsize * sum(heads * width for heads, width in chain(*layers))
     parts = -(-engine.siblings // engine.SHARE)                     # slots of a job
     siblings = -(-engine.siblings // parts)
-    spare = 0 if engine.whole else engine.slots // 2                # whole responses take too much
+    # In spare slots further jobs take over the rows of samples that finish; whole responses take too much.
+    spare = 0 if engine.whole else engine.slots // 2
     slots = parts * (engine.slots + spare)
-    budget = 0.5 * free_memory(model.device) if budget is None else budget
+    budget = engine.kv_budget
+    if budget is None:
+        budget = 0.5 * free_memory(model.device)
     one_job = column * (1024 + siblings * engine.max_tokens)        # after a path of usual length
     share = min(budget, max(budget / 2, one_job))
     most = slots * (context + siblings * engine.max_tokens)
     columns = min(int(share / column), most)
     cache = Cache(layers, dtype, model.device, slots=slots, siblings=siblings, columns=columns)
     return cache, Store(budget - cache.nbytes)
-
-
-def start_afresh(engine):
-    """What an earlier search left unfinished is of no interest; KV of other weights is wrong."""
-    engine.schedule.waiting, engine.schedule.rows = [], []
-    weights = some_weights(engine.model)
-    if weights != engine.weights:
-        engine.weights = weights
-        engine.store.forget([*engine.store.segments])
-
-
-def check_weights(engine):
-    """Half a tree by other weights is none: raise InputError if the model was trained meanwhile."""
-    if some_weights(engine.model) != engine.weights:
-        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
-                         "start another")
 
 
 def some_weights(model):
@@ -1467,8 +1356,8 @@ def some_weights(model):
 
 
 def free_memory(device):
-    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available (page
-    cache included), within the limit of the container."""
+    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available
+    (page cache included), within the limit of the container."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -1477,8 +1366,9 @@ def free_memory(device):
         free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
         free = [1024 * int(available[1])]
-    for folder, limit, usage in (("/sys/fs/cgroup/", "memory.max", "memory.current"),
-                                 ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes")):
+    cgroups = (("/sys/fs/cgroup/", "memory.max", "memory.current"),
+               ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for folder, limit, usage in cgroups:
         most = read(folder + limit).strip()
         if most.isdigit():
             cached = re.search(r"\binactive_file (\d+)", read(folder + "memory.stat"))
@@ -1498,48 +1388,20 @@ def read(path):
 # ---------------------------------------------------------------- what others call
 
 
-@dataclass
-class Growth:
-    """A tree being searched."""
-    tree: Tree
-    leaves: object            # the coroutine `grow`
-    root: list                # (key, tokens) of its prompt, see Job.path
-    thinking: str
-    keys: set = field(default_factory=set)
-    turn: int = 0             # expansions so far
-
-    def next_job(self, samples):
-        """The job of the next leaf, given the samples drawn at the last; None at the end of the search."""
-        try:
-            leaf = self.leaves.send(samples)
-        except StopIteration:
-            return None
-        self.turn += 1
-        path, said = [*self.root], []
-        for i in self.tree.path(leaf):
-            tokens = self.tree.nodes[i].tokens
-            path.append((hash_tokens(path[-1][0], tokens), tokens))
-            said += tokens
-        return Job(path, said, self.thinking, self.keys, self.turn, self)
-
-
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
            candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, format=Format(),
            engine=None, progress=None):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
-    model, tokenizer   a causal LM of transformers, and its tokenizer
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
     reward_fn          (response text, answer) -> +1 or -1; by name it also gets what else it asks for: other
                        fields of the problem, and the `marker` of the format
     iterations         expansions a tree at most
     breadth            children kept at an expansion, of `candidates` sampled (default: as many)
     depth              steps a solution may have
-    c_puct             weight of exploration in PUCT
     max_step_tokens    a step cut at this length is a failure
-    slots              leaves whose samples fill a forward, see Engine (default: 16 on a CPU, else 64)
-    kv_budget          bytes of keys and values, see Engine (default: half of the free memory)
-    format, engine     see Format; a ready Engine, instead of slots, candidates, max_step_tokens and format
+    slots, kv_budget   see Engine (default: 16 slots on a CPU, else 64)
+    engine             a ready Engine, instead of slots, candidates, max_step_tokens and format
     progress           called with the iterations completed; a tree that ends early counts its rest
 
     The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed,
@@ -1551,7 +1413,8 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     if engine:
         slots, candidates = engine.slots, engine.siblings
         max_step_tokens, format = engine.max_tokens, engine.format
-    candidates = breadth if candidates is None else candidates
+    if candidates is None:
+        candidates = breadth
     if slots is None:
         slots = 16 if model.device.type == "cpu" else 64
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
@@ -1559,51 +1422,141 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
     config |= dict(tokenizer=fingerprint(tokenizer), eos=sorted(eos_tokens(model, tokenizer)),
                    step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
-    if not engine:
-        engine = Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
-                        format=format, kv_budget=kv_budget)
-    return grow_all(engine, tokenizer, iter(problems), reward_fn, config, progress or (lambda n: None))
+    engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
+                              format=format, kv_budget=kv_budget)
+    asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
+    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress or (lambda n: None))
+    return serve(engine, asked, client)
 
 
-def grow_all(engine, tokenizer, problems, reward_fn, config, progress):
-    """Keep twice the slots of trees growing: so all slots are busy. Yields each when it is finished."""
-    start_afresh(engine)
-    growing = 0
+def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
+           kv_budget=None, format=Format(), progress=None):
+    """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
+    of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
+    context or the KV memory. A prompt given again draws other ones.
+
+    A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
+    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
+    `progress` is called with the tokens drawn, and with what a response left of its limit, so that the sum
+    becomes len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
+    """
+    check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1))
+    check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
+    if slots is None:
+        slots = max(1, (80 if model.device.type == "cpu" else 320) // n)
+    prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
+    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
+                    temperature=temperature, format=format, kv_budget=kv_budget)
+    progress = progress or (lambda n: None)
+    seen = Counter()
+
+    def respond(index, prompt):
+        before = seen[tuple(prompt)]
+        seen[tuple(prompt)] += 1
+        path = root_path(engine, prompt, seed, tokenizer.decode(prompt), repeat=before)
+        samples = (yield Job(path, thinking=thinking(tokenizer, prompt))) if path else []
+        drawn = sum(len(s.tokens) for s in samples)
+        progress(n * max_new_tokens - drawn)
+        return index, samples
+    return serve(engine, enumerate(prompts), respond, drawn=progress)
+
+
+def sample(model, tokenizer, prompts, **settings):
+    """The responses of `stream`, with its arguments, in the order of the prompts: n Samples for each."""
+    responses = dict(stream(model, tokenizer, prompts, **settings))
+    return [responses[index] for index in sorted(responses)]
+
+
+def check_search(settings):
+    """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
+    least = dict.fromkeys(("iterations", "breadth", "depth", "max_step_tokens", "slots"), 1)
+    least |= dict(c_puct=0, kv_budget=0, candidates=settings["breadth"])
+    for name, bound in least.items():
+        check_range(**{name: (settings[name], bound)})
+
+
+def serve(engine, asked, client, drawn=lambda n: None):
+    """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
+
+    asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
+    so on. Yields what each returns, unless None, as they end. drawn is called with the tokens of each step.
+    """
+    engine.restart()
+    asked = iter(asked)
+    keys = {}                                   # of the KV stored for each client
     while True:
-        new = list(islice(problems, 2 * engine.slots - growing))
-        for growth in plant(engine, tokenizer, new, reward_fn, config):
-            if growth:
-                growing += 1
-                engine.submit(growth.next_job(None))
-            else:
-                progress(config["iterations"])
-        if not (growing or new):
+        new = list(islice(asked, 2 * engine.slots - len(keys)))
+        engine.share_opening([prompt for _, prompt in new])
+        turns = [(client(*pair), None) for pair in new]
+        keys |= {begun: set() for begun, _ in turns}
+        if not keys:
             return
-        for job in engine.step():
-            growth = job.owner
-            progress(1)
-            if following := growth.next_job(job.samples):
-                engine.submit(following)
-                continue
-            engine.store.forget(growth.keys - {engine.opening[0]})
-            progress(config["iterations"] - growth.turn)
-            growing -= 1
-            yield growth.tree
-            check_weights(engine)
+        before = engine.stats["sampled"]
+        turns += [(job.owner, job.samples) for job in engine.step()]
+        drawn(engine.stats["sampled"] - before)
+        for served, samples in turns:
+            try:
+                job = served.send(samples)
+            except StopIteration as end:
+                engine.store.forget(keys.pop(served) - {engine.opening[0]})
+                if end.value is not None:
+                    yield end.value
+                    engine.check_weights()
+            else:
+                engine.submit(replace(job, owner=served, keys=keys[served]))
 
 
-def plant(engine, tokenizer, problems, reward_fn, config):
-    """A Growth for each of `problems`, None for one that cannot be searched."""
-    prompts = [build_prompt(tokenizer, problem["question"], format=engine.format) for problem in problems]
-    share_opening(engine, prompts)
+def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
+    """A client of `serve`: makes jobs of the leaves that `grow` asks for; returns the tree."""
+    left = config["iterations"]
     deeper = (config["depth"] - 1) * engine.max_tokens
+    root = root_path(engine, prompt, config["seed"], problem["question"], deeper=deeper)
+    if not root:
+        progress(left)
+        return None
+    thought = thinking(tokenizer, prompt)
+    outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
+    tree = Tree(problem["question"], problem["answer"], prompt, config)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
-    for problem, prompt in zip(problems, prompts):
-        root = begin(engine, prompt, config["seed"], problem["question"], deeper=deeper)
-        thought = thinking(tokenizer, prompt)
-        outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
-        tree = Tree(problem["question"], problem["answer"], prompt, config)
-        yield Growth(tree, grow(tree, outcome, **limits), root, thought) if root else None
+    leaves = grow(tree, outcome, **limits)
+    leaf = next(leaves)
+    while leaf is not None:
+        path, said = [*root], []
+        for i in tree.path(leaf):
+            tokens = tree.nodes[i].tokens
+            path.append((hash_tokens(path[-1][0], tokens), tokens))
+            said += tokens
+        samples = yield Job(path, said, thought, turn=-left)
+        left -= 1
+        progress(1)
+        try:
+            leaf = leaves.send(samples)
+        except StopIteration:
+            leaf = None
+    progress(left)
+    return tree
+
+
+def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
+    """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
+    n, context = len(prompt), engine.schedule.context
+    why = None
+    if not prompt or not name.strip():
+        why = "a blank question"
+    elif n >= context:
+        why = f"a prompt of {n} tokens does not fit the model's context of {context}"
+    elif not engine.schedule.fits(n - 1, n - 1 + deeper):
+        why = f"what may follow a prompt of {n} tokens does not fit into the KV memory (kv_budget)"
+    if why:
+        print(f"skipped: {why}: {name[:60]!r}...", file=sys.stderr)
+        return None
+    key = (seed % 2**64).to_bytes(8, "little")
+    key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
+    opening = engine.opening[1]
+    shared = len(opening)
+    if 0 < shared < n and prompt[:shared] == opening:
+        return [engine.opening, (key, prompt[shared:])]
+    return [(key, prompt)]
 
 
 def outcome_of(engine, reward_fn, problem, thought, tokens):
@@ -1625,96 +1578,6 @@ def thinking(tokenizer, prompt):
     return "<think>" if tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>") else ""
 
 
-def share_opening(engine, prompts):
-    """Let the engine keep the KV of what all prompts begin with: the instruction, worked examples."""
-    if engine.opening[0] is None and len(prompts) > 1:
-        tokens = os.path.commonprefix(prompts)
-        engine.opening = hash_tokens(b"", tokens), list(tokens)
-
-
-def begin(engine, prompt, seed, name, repeat=0, deeper=0):
-    """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
-    key = (seed % 2**64).to_bytes(8, "little")
-    key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
-    path = [(key, prompt)]
-    opening, start = engine.opening
-    n, shared = len(prompt), len(start)
-    if 0 < shared < n and prompt[:shared] == start:
-        path = [(opening, start), (key, prompt[shared:])]
-    why = None
-    if not prompt or not name.strip():
-        why = "a blank question"
-    elif n >= engine.schedule.context:
-        why = f"a prompt of {n} tokens does not fit the model's context of {engine.schedule.context}"
-    elif not engine.schedule.fits(n - 1, n - 1 + deeper):
-        why = f"what may follow a prompt of {n} tokens does not fit into the KV memory (kv_budget)"
-    if why:
-        print(f"skipped: {why}: {name[:60]!r}...", file=sys.stderr)
-    return None if why else path
-
-
-def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
-           kv_budget=None, format=Format(), progress=None):
-    """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
-    of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
-    context or the KV memory. A prompt given again draws other ones.
-
-    A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
-    No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
-    `progress` is called with the tokens drawn, and with what a response left of its limit, so that the sum
-    becomes len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
-    """
-    check_range(n=(n, 1), slots=(slots, 1))
-    check_range(max_new_tokens=(max_new_tokens, 1))
-    check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
-    if slots is None:
-        slots = max(1, (80 if model.device.type == "cpu" else 320) // n)
-    prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
-    engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
-                    temperature=temperature, format=format, kv_budget=kv_budget)
-    return respond_all(engine, tokenizer, prompts, seed, progress or (lambda n: None))
-
-
-def respond_all(engine, tokenizer, prompts, seed, progress):
-    share_opening(engine, prompts)
-    most = engine.siblings * engine.max_tokens                      # tokens for a prompt
-    left, seen = 0, Counter()
-    for index, prompt in enumerate(prompts):
-        path = begin(engine, prompt, seed, tokenizer.decode(prompt), repeat=seen[tuple(prompt)])
-        seen[tuple(prompt)] += 1
-        if path:
-            left += 1
-            engine.submit(Job(path, thinking=thinking(tokenizer, prompt), owner=index))
-        else:
-            progress(most)
-            yield index, []
-    while left:
-        before = engine.stats["sampled"]
-        completed = engine.step()
-        progress(engine.stats["sampled"] - before)
-        for job in completed:
-            left -= 1
-            engine.store.forget(job.keys - {engine.opening[0]})
-            progress(most - sum(len(s.tokens) for s in job.samples))
-            yield job.owner, job.samples
-            check_weights(engine)
-
-
-def sample(model, tokenizer, prompts, **settings):
-    """The responses of `stream`, with its arguments, in the order of the prompts: n Samples for each."""
-    responses = dict(stream(model, tokenizer, prompts, **settings))
-    return [responses[index] for index in sorted(responses)]
-
-
-def check_search(settings):
-    """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
-    for name in "iterations", "breadth", "depth", "max_step_tokens", "slots":
-        check_range(**{name: (settings[name], 1)})
-    for name in "c_puct", "kv_budget":
-        check_range(**{name: (settings[name], 0)})
-    check_range(candidates=(settings["candidates"], settings["breadth"]))
-
-
 # ---------------------------------------------------------------- pictures
 
 
@@ -1730,18 +1593,13 @@ def paint(text, value):
 MARKS = {"right": "+", "wrong": "-"}
 
 
-def draw(tree, width=110, unvisited=False):
+def draw(tree, width=110, unvisited=False, i=0, indent=""):
     """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
-    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`."""
-    root = tree.nodes[0]
-    yield f"{paint(root.counts, root.value)} {tree.question} -> {tree.answer}"
-    yield from draw_below(tree, 0, "", width, unvisited)
-
-
-def draw_below(tree, i, indent, width, unvisited):
-    children = tree.nodes[i].children
-    if not unvisited:
-        children = [j for j in children if tree.nodes[j].visits]
+    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. From node i on."""
+    node = tree.nodes[i]
+    if i == 0:
+        yield f"{paint(node.counts, node.value)} {tree.question} -> {tree.answer}"
+    children = [j for j in node.children if unvisited or tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
         branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
@@ -1753,58 +1611,51 @@ def draw_below(tree, i, indent, width, unvisited):
         if len(text) > room:
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
-        yield from draw_below(tree, j, indent + deeper, width, unvisited)
+        yield from draw(tree, width, unvisited, j, indent + deeper)
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
-details > :not(summary) { margin-left: 1.6em } summary { cursor: pointer; margin: .15em 0 }
+details > :not(summary) { margin: .15em 0 .15em 1.6em } summary { cursor: pointer }
 pre { font: inherit; white-space: pre-wrap; display: inline-block; vertical-align: top; margin: 0 4px }
-pre { max-width: 85% }
-.leaf { margin: .15em 0 .15em 1.1em } b, i { font: 12px monospace; border-radius: 3px; padding: 1px 5px }
-i { color: #666; white-space: nowrap } .right { background: #d9f2d9 } .wrong { background: #fadcd9 } .failed { background: #eee }
-</style><h1>Search trees</h1><p>On each step: its credit r + V(s') - V(s), then V and N; ✓ right, ✗ wrong,
-and the failures of form: cut, deep, unanswered.</p><div id="trees"></div><script>
-const trees = DATA
-const make = (kind, text, parent) => { const e = document.createElement(kind); e.textContent = text
-  parent.append(e); return e }
-const signed = x => (x < 0 ? "" : "+") + x.toFixed(2)
-function fold(parent, title, fill) {            // what is folded is made when it is first opened
-  const box = make("details", "", parent), line = make("summary", "", box)
-  title(line); box.addEventListener("toggle", () => fill(box), { once: true }) }
-function label(line, [text, value, visits, credit, end]) {
-  if (credit !== null) make("i", signed(credit), line)
-  make("b", `V ${signed(value)} N ${visits}`, line).style.background = `hsl(${60 + 60 * value} 80% 85%)`
-  const mark = { right: " ✓ ", wrong: " ✗ " }[end] || (end ? ` ${end} ` : " ")
-  const pre = make("pre", mark + text.trim(), line)
-  if (end) pre.className = end in { right: 1, wrong: 1 } ? end : "failed" }
-function children(nodes, i, box) {
-  const seen = nodes[i][5].filter(j => nodes[j][2]), rest = nodes[i][5].filter(j => !nodes[j][2])
-  const show = (list, box) => list.forEach(j => nodes[j][5].length
-    ? fold(box, line => label(line, nodes[j]), box => children(nodes, j, box))
-    : label(Object.assign(make("div", "", box), { className: "leaf" }), nodes[j]))
-  show(seen, box)
-  if (rest.length) fold(box, line => line.textContent = `${rest.length} unvisited`, box => show(rest, box)) }
-for (const [answer, endings, nodes] of trees)
-  fold(document.getElementById("trees"), line => {
-    label(line, nodes[0]); make("i", `-> ${answer} · ${endings}`, line) }, box => children(nodes, 0, box))
-</script>"""
+pre { max-width: 85% } b, i { font: 12px monospace; border-radius: 3px; padding: 1px 5px } i { color: #666 }
+.right { background: #d9f2d9 } .wrong { background: #fadcd9 } .failed { background: #eee }
+</style><h1>Search trees</h1><p>On each step: its credit r + V(s') - V(s), then V and N; + right, - wrong,
+x a failure of form: cut, deep, unanswered.</p>"""
 
 
 def page(trees):
     """The HTML of a page that lists `trees` by question and unfolds them; it needs nothing but itself."""
-    rows = []
-    for tree in trees:
-        endings = tree.endings()
-        nodes = []
-        for i, node in enumerate(tree.nodes):
-            credit = round(tree.credit(i), 4) if i else None
-            end = tree.ending(i) if node.terminal else None
-            text = node.text if i else tree.question
-            value = round(node.value, 4)
-            nodes.append((text, value, node.visits, credit, end, node.children))
-        rows.append((tree.answer, listed(endings), nodes))
-    return PAGE.replace("DATA", json.dumps(rows).replace("</", "<\\/"))
+    return PAGE + "\n".join(unfolding(tree, 0) for tree in trees)
+
+
+def unfolding(tree, i):
+    """Node i as HTML and, folded, its children; those below which nothing ended in a fold of their own."""
+    children = tree.nodes[i].children
+    if not children:
+        return f"<div>{label(tree, i)}</div>"
+    below = [unfolding(tree, j) for j in children if tree.nodes[j].visits]
+    rest = [unfolding(tree, j) for j in children if not tree.nodes[j].visits]
+    if rest:
+        below.append(fold(f"{len(rest)} unvisited", rest))
+    return fold(label(tree, i), below)
+
+
+def fold(title, parts):
+    return f"<details><summary>{title}</summary>{''.join(parts)}</details>"
+
+
+def label(tree, i):
+    node = tree.nodes[i]
+    counts = f'<b style="background: hsl({60 + 60 * node.value:.0f} 80% 85%)">{node.counts}</b>'
+    if i == 0:
+        outcome = html.escape(f"-> {tree.answer} · {listed(tree.endings())}")
+        return f"{counts} <pre>{html.escape(tree.question)}</pre> <i>{outcome}</i>"
+    end = tree.ending(i) if node.terminal else ""
+    kind = end if end in MARKS else "failed" if end else ""
+    mark = MARKS.get(end, f"x {end}:" if end else "")
+    text = html.escape(f"{mark} {node.text.strip()}")
+    return f'<i>{tree.credit(i):+.2f}</i> {counts} <pre class="{kind}">{text}</pre>'
 
 
 def listed(endings):
@@ -1841,17 +1692,6 @@ def search_settings(args):
     return settings
 
 
-def show(args):
-    """Draw the trees of a file, in the terminal or as a page."""
-    trees = islice(read_trees(args.html or args.show), args.limit)
-    if args.html:
-        print(page(trees))
-        return
-    width = shutil.get_terminal_size((110, 24)).columns
-    for tree in trees:
-        print(*draw(tree, width), sep="\n", end="\n\n")
-
-
 def search_file(args):
     """Search the questions of a file and append each tree to another as it is finished. What is there is not
     searched again; under torchrun each rank does its share into a file of its own."""
@@ -1883,7 +1723,7 @@ def search_file(args):
 
 
 def not_searched(problems, path, settings):
-    """Those of `problems` that have no tree in the file. Raises InputError if its trees have other settings."""
+    """Those of `problems` that have no tree in the file, whose trees must have the same settings."""
     there = Counter()
     for tree in read_trees(path):
         there[tree.question] += 1
@@ -1891,13 +1731,11 @@ def not_searched(problems, path, settings):
             if settings[name] != tree.config[name]:
                 raise InputError(f"{path} holds trees of {name} {tree.config[name]}, not {settings[name]}: "
                                  "choose another --out")
-    left = []
-    for problem in problems:
-        if there[problem["question"]]:
-            there[problem["question"]] -= 1
-        else:
-            left.append(problem)
-    return left
+
+    def is_new(problem):
+        there[problem["question"]] -= 1
+        return there[problem["question"]] < 0
+    return list(filter(is_new, problems))
 
 
 def main():
@@ -1916,8 +1754,12 @@ def main():
     add_search_flags(parser)
     args = parser.parse_args()
     check_range(limit=(args.limit, 1))
-    if args.show or args.html:
-        show(args)
+    if args.html:
+        print(page(islice(read_trees(args.html), args.limit)))
+    elif args.show:
+        width = shutil.get_terminal_size((110, 24)).columns
+        for tree in islice(read_trees(args.show), args.limit):
+            print(*draw(tree, width), sep="\n", end="\n\n")
     elif args.model and args.data and args.out:
         search_file(args)
     else:

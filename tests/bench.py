@@ -71,7 +71,7 @@ class StepEnds:
 
     def __init__(self, ending, rows):
         self.ending, self.done = ending, [False] * rows
-        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, 0, 0, None, 0) for _ in range(rows)]
+        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
 
     def __call__(self, ids, scores, **_):
         for i, (row, row.newest) in enumerate(zip(self.rows, ids[:, -1].tolist())):

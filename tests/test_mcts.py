@@ -87,15 +87,14 @@ def test_the_tokenizer_merges_blank_lines(tok):
     assert tok.convert_ids_to_tokens(tok(f"{MARKER} 7\n\n").input_ids) == [MARKER, " 7", "ĊĊ"]
 
 
-def row_of(job=None, limit=99, newest=0):
-    return mcts.Row(job or Job([]), 0, 0, 0, 0, limit, None, newest)
+def row_of():
+    return mcts.Row(Job([]), 0, 0, 0, None, 0)
 
 
 @pytest.mark.parametrize("step_end", ["\n\n", "\n", ". "])
 def test_step_ends_against_plain_text(lm, tok, step_end):
     """Fed token by token, the texts of single tokens must find the end that decoding the text so far finds."""
-    mcts.check_model(lm)
-    ending = mcts.Ending(lm, tok, Format(step_end=step_end), 512, whole=False)
+    ending = mcts.Engine(lm, tok, slots=1, siblings=1, max_tokens=99, format=Format(step_end=step_end)).ending
     size, rng = len(tok) + tiny.SPARE, random.Random(0)
     text = [tok.decode([i], skip_special_tokens=True) for i in range(size)]   # "" beyond the tokenizer
     spaces = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
@@ -1225,16 +1224,21 @@ def test_a_reader_who_has_seen_enough(monkeypatch):
 
 
 def test_page():
-    """It needs nothing from elsewhere, and no text of a tree can break out of its script."""
+    """It needs nothing from elsewhere, no text of a tree can become markup, and every node is there, below its
+    parent, the unvisited ones in a fold of their own."""
     tree = small_tree()
-    tree.nodes[1].text = "</script><b>&\n\n"
+    tree.nodes[1].text = "</pre><script>&\n\n"
     page = mcts.page([tree, tree])
-    assert page.count("</script>") == 1 and "http" not in page and "src=" not in page
-    data = json.loads(page.partition("const trees = ")[2].partition("\n")[0])
-    answer, endings, nodes = data[0]
-    assert (answer, endings) == ("2", "1 right, 1 cut, 1 wrong") and len(data) == 2
-    assert nodes[0][:4] == ["1 + 1?", -0.3333, 3, None] and nodes[0][5] == [1, 2, 6]
-    assert nodes[3] == ["Final Answer: 2", 1.0, 1, 1.0, "right", []]
+    assert "<script" not in page and "http" not in page and "src=" not in page
+    first, second = page.partition("</p>")[2].split("\n<details>")
+    assert first == "<details>" + second and "1 + 1?" in first and "-&gt; 2 · 1 right, 1 cut, 1 wrong" in first
+    assert first.count("<details>") == first.count("</details>") == 4
+    order = ["V -0.33", "&lt;/pre&gt;&lt;script&gt;&amp;", '<i>+1.00</i>', 'class="right">+ Final Answer: 2',
+             'class="failed">x cut: naïve', "</details>", "Guess,\nthen see.",
+             'class="wrong">- Final Answer: 3', "</details>", "1 unvisited", "Later.", "</details></details>"]
+    for text in order:
+        _, found, first = first.partition(text)
+        assert found, text
 
 
 def command(monkeypatch, *args):
