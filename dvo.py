@@ -1389,8 +1389,9 @@ def bootstrap(run, problems):
     after = measure_form(run, "after", problems[:n])
     is_better = after["both"] > before["both"]
     if rank() == 0:
-        print(f"\nbootstrap: {imitated['responses']} responses imitated at a rate of {imitated['rate']}; of "
-              f"{before['responses']} to questions held back:")
+        rate = imitated["rate"] or "none of the rates tried"
+        print(f"\nbootstrap: {imitated['responses']} responses to imitate, at a rate of {rate}; "
+              f"{before['responses']} responses to questions held back:")
         for name, shares in ("before", before), ("after", after):
             print(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
                   f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
@@ -1655,7 +1656,9 @@ def model_card(run):
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
-    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, "QUESTION", format=args.format))
+    question = run.question
+    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, question, format=args.format))
+    prompt = prompt.replace(question, "QUESTION")
     return f"""\
 # {args.model} after {how}
 
@@ -1671,7 +1674,7 @@ from transformers import pipeline
 
 prompt = {prompt!r}
 solve = pipeline("text-generation", model=".")  # this folder
-asked = prompt.replace("QUESTION", "What is 12 * 7 - 4?")
+asked = prompt.replace("QUESTION", {question!r})
 found = solve(asked, add_special_tokens=False, max_new_tokens={args.max_new_tokens}, do_sample=True,
               temperature={args.temperature:g}, top_k=0, return_full_text=False)
 print(found[0]["generated_text"])
@@ -1727,8 +1730,8 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
 
 
 def random_model(folder, seed):
-    """Write a Llama of 0.2M random weights, and its tokenizer: a token for each number and each piece of text
-    between two, such as `.\\n\\n`; decoding is exact."""
+    """Write a Llama of 0.2M random weights, and its tokenizer: a token for the whole instruction, for each
+    number and for each piece of text between two, such as `.\\n\\n`; decoding is exact."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pieces = ["<pad>", "<eos>", ".", ". ", ".\n\n", "Start with ", f"{tasks.MARKER} ", " = "]
@@ -1741,7 +1744,8 @@ def random_model(folder, seed):
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<eos>", pad_token="<pad>",
-        chat_template="{{ messages[-1]['content'] }}\n\n")        # needs no instruction
+        chat_template="{% for turn in messages %}{{ turn['content'] }}{% endfor %}\n\n")
+    tokenizer.add_tokens(mcts.Format().instruction)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2,
@@ -1749,9 +1753,6 @@ def random_model(folder, seed):
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-BARE = mcts.Format(instruction="")      # the demo's model knows no words in which to instruct it
 
 
 def make_base(folder, seed, device, skip=0.25, low=3, high=6):
@@ -1774,7 +1775,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
             if p["question"] not in taken:
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
-                prompt = mcts.build_prompt(tokenizer, p["question"], format=BARE)
+                prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
         share = share_of_right_operations(policy, tokenizer, probes, seed)
@@ -1788,7 +1789,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
 
 def share_of_right_operations(policy, tokenizer, problems, seed):
     """Of the steps that do one operation, in one response to each of `problems`."""
-    prompts = [mcts.build_prompt(tokenizer, p["question"], format=BARE) for p in problems]
+    prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in problems]
     with at_own_pace(policy, "probe"):
         samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
     counts = [tasks.single_operations(s.text) for [s] in samples]
@@ -1920,7 +1921,7 @@ def parse_arguments():
     args = parser.parse_args()
     check_arguments(args)
     args.data = args.data or ["metamath"]
-    args.format = mcts.Format() if args.model else BARE
+    args.format = mcts.Format()                                     # of every prompt; change it here
     if args.model:
         args.model = os.path.normpath(args.model)                   # MODEL and MODEL/ are one
     if args.eval_data is None:
@@ -2011,6 +2012,8 @@ def main():
     run.policy, run.tokenizer = load_policy(
         args.model, device, args.dtype, offload=args.offload,
         activation_checkpointing=args.activation_checkpointing)
+    known = [*problems, *itertools.chain(*eval_sets.values())]
+    run.question = known[0]["question"] if known else "What is 12 * 7 - 4?"
     run_stages(run, problems, eval_sets)
     if is_demo:
         hold_weights(run, args.rounds)

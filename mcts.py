@@ -8,7 +8,7 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
 
     select   walk down from the root by PUCT                        Q + c * prior * sqrt(N(s)) / (1 + N(s'))
     expand   sample `breadth` next steps from the policy
-    backup   N and V of every ancestor of a step that ended         V = mean outcome: +1 right, -1 wrong
+    backup   N and V up from a step that ended a solution           V = mean outcome: +1 right, -1 wrong
 
 The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
 machine: the model, the random numbers, and the engine, where the time goes. All samples in flight go through
@@ -1209,10 +1209,15 @@ class Engine:
         self.store.forget([*self.store.segments])
         self.weights = some_weights(self.model)
 
-    def check_weights(self):
-        if some_weights(self.model) != self.weights:                # half a tree by other weights is none
+    def check_weights(self, half_drawn):
+        """If the model was trained: start afresh, or raise InputError where samples are half drawn by the old
+        weights."""
+        if some_weights(self.model) == self.weights:
+            return
+        if half_drawn:
             raise InputError("the model's weights changed while its samples were drawn: let the search end, "
                              "or start another")
+        self.restart()
 
     def share_opening(self, prompts):
         """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
@@ -1420,6 +1425,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
                   seed=seed, max_step_tokens=max_step_tokens)
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
+    check_range(max_step_tokens=(max_step_tokens, format.step_tokens or 1))
     config |= dict(tokenizer=fingerprint(tokenizer), eos=sorted(eos_tokens(model, tokenizer)),
                    step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
@@ -1501,7 +1507,7 @@ def serve(engine, asked, client, drawn=lambda n: None):
                 engine.store.forget(keys.pop(served) - {engine.opening[0]})
                 if end.value is not None:
                     yield end.value
-                    engine.check_weights()
+                    engine.check_weights(half_drawn=bool(keys))
             else:
                 engine.submit(replace(job, owner=served, keys=keys[served]))
 
@@ -1565,6 +1571,8 @@ def outcome_of(engine, reward_fn, problem, thought, tokens):
     offered = dict(problem, marker=engine.format.marker)
     asked = list(inspect.signature(reward_fn).parameters)[2:]
     others = {name: offered[name] for name in asked if name in offered}
+    if "**" in str(inspect.signature(reward_fn)):
+        others = {name: value for name, value in problem.items() if name not in ("question", "answer")}
     reward = reward_fn(response, problem["answer"], **others)
     number = isinstance(reward, numbers.Real) and not isinstance(reward, bool)
     if not number or reward not in (1, -1):
@@ -1699,6 +1707,7 @@ def search_file(args):
 
     settings = search_settings(args)
     check_search(settings)
+    settings["candidates"] = settings["candidates"] or args.breadth
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -1718,7 +1727,7 @@ def search_file(args):
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 write_line(out, tree.record())
                 endings += tree.endings()
-    print(f"{args.out}: {len(left)} questions of {len(problems)} were left; endings: {listed(endings)}",
+    print(f"{args.out}: searched {len(left)} questions, {len(problems)} in all; endings: {listed(endings)}",
           file=sys.stderr)
 
 
@@ -1727,7 +1736,7 @@ def not_searched(problems, path, settings):
     there = Counter()
     for tree in read_trees(path):
         there[tree.question] += 1
-        for name in settings.keys() & tree.config.keys() - {"candidates"}:
+        for name in settings.keys() & tree.config.keys():
             if settings[name] != tree.config[name]:
                 raise InputError(f"{path} holds trees of {name} {tree.config[name]}, not {settings[name]}: "
                                  "choose another --out")

@@ -73,7 +73,7 @@ def questions(chain, part, n, seed):
 
 def search(policy, tokenizer, problems, chain, seed, iterations, breadth):
     trees = mcts.search(policy, tokenizer, problems, tasks.reward, iterations=iterations, breadth=breadth,
-                        depth=CHAINS[chain][2], max_step_tokens=32, slots=64, seed=seed, format=dvo.BARE)
+                        depth=CHAINS[chain][2], max_step_tokens=32, slots=64, seed=seed)
     return sorted(trees, key=lambda tree: tree.question)
 
 
@@ -141,7 +141,7 @@ def auc(bad, good):
 
 def accuracy(policy, tokenizer, chain, part, n, trials):
     def sample(asked, n):
-        prompts = [mcts.build_prompt(tokenizer, p["question"], format=dvo.BARE) for p in asked]
+        prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in asked]
         return mcts.stream(policy, tokenizer, prompts, n=n, temperature=0.7, max_new_tokens=128)
 
     problems = questions(chain, part, n, seed=0)                    # the same for all seeds

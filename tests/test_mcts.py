@@ -1274,7 +1274,7 @@ def test_the_command_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert out.read_text().startswith(whole)
     command(monkeypatch, *flags(folder, out))
     assert len(list(mcts.read_trees(out))) == 4
-    assert "0 questions of 4 were left" in capsys.readouterr().err
+    assert "searched 0 questions, 4 in all" in capsys.readouterr().err
     with pytest.raises(InputError, match="trees of iterations 3, not 5: choose another --out"):
         command(monkeypatch, *flags(folder, out, "--iterations", 5))
 
@@ -1403,3 +1403,27 @@ def test_progress_of_responses_counts_tokens(lm, tok):
 def test_doctests():
     failed, tried = doctest.testmod(mcts)
     assert tried > 0 and failed == 0
+
+
+def test_a_model_may_be_trained_after_the_last_tree_and_between_batches():
+    """Nothing is half drawn then: only where samples are in flight are other weights refused."""
+    model = tiny.model(dtype=torch.float64)
+    for response in mcts.stream(model, tiny.tokenizer(), [[5, 6, 7]], max_new_tokens=4):
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1.01)
+
+
+def test_steps_longer_than_their_limit_are_refused():
+    with pytest.raises(InputError, match="--max-step-tokens is 8, but must be at least 9"):
+        mcts.search(tiny.model(), tiny.tokenizer(), [], None, max_step_tokens=8, format=Format(step_tokens=9))
+
+
+def test_a_reward_function_with_any_keywords_gets_the_other_fields():
+    seen = []
+
+    def reward_fn(text, answer, **fields):
+        seen.append(fields)
+        return -1
+    problems = [{"question": "Add 3 to 4.", "answer": "7", "level": 2}]
+    list(mcts.search(tiny.model(), tiny.tokenizer(), problems, reward_fn, iterations=8, max_step_tokens=12))
+    assert seen and all(fields == {"level": 2} for fields in seen)
