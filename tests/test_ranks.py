@@ -337,7 +337,7 @@ def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
         done = launch(0, *inputs, *SETTINGS, "--out", run, largest_file=limit)
         done.communicate(timeout=100)
         assert done.returncode == 2, done.stderr[-2000:]
-        assert "the same command goes on" in done.stderr.strip().splitlines()[-1]
+        assert "goes on" in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     same(run, alone)
