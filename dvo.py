@@ -1657,7 +1657,8 @@ def model_card(run):
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     question = run.question
-    prompt = run.tokenizer.decode(mcts.build_prompt(run.tokenizer, question, format=args.format))
+    ids = mcts.build_prompt(run.tokenizer, question, format=args.format)
+    prompt = run.tokenizer.decode(ids)
     prompt = prompt.replace(question, "QUESTION")
     return f"""\
 # {args.model} after {how}
@@ -2012,7 +2013,8 @@ def main():
     run.policy, run.tokenizer = load_policy(
         args.model, device, args.dtype, offload=args.offload,
         activation_checkpointing=args.activation_checkpointing)
-    known = [*problems, *itertools.chain(*eval_sets.values())]
+    tested = itertools.chain(*eval_sets.values())
+    known = [*problems, *tested]
     run.question = known[0]["question"] if known else "What is 12 * 7 - 4?"
     run_stages(run, problems, eval_sets)
     if is_demo:
