@@ -1315,14 +1315,15 @@ _EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.n
 
 
 def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
-             out: str | Path | None = None, marker: str = MARKER) -> dict:
+             out: str | Path | None = None, marker: str = MARKER, settings: dict | None = None) -> dict:
     """Accuracy on `problems`: the summary of `trials` responses to each, and the `responses`, judged.
 
     `sample`, called as sample(problems, n=trials), returns a list with n responses to each problem, or an
     iterator of (index, responses) in any order. A response is a str or has `.text` (and `.tokens`); a problem
     with an empty list counts as wrong. To the JSON Lines file `out` every problem's record (see `judge`) is
-    appended as it comes; what it holds already is not asked again. Raises InputError if it cannot be written
-    or holds something else.
+    appended as it comes; what it holds already is not asked again. `settings`, on which the responses depend,
+    are kept in each record. Raises InputError if the file cannot be written, holds something else, or
+    responses of other settings.
 
     >>> sums = [{"question": "2+2?", "answer": "4"}]
     >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], sums)
@@ -1333,11 +1334,13 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     if not problems:
         raise InputError("there is no problem to evaluate on")
     with open_lines(out) if out else contextlib.nullcontext() as file:
-        records = _known_records(out, trials) if out else {}
+        records = _known_records(out, trials, settings) if out else {}
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
         for i, responses in enumerate(drawn) if isinstance(drawn, list) else drawn:
             record = judge(asked[i], responses, marker)
+            if settings:
+                record["settings"] = settings
             records[_key(record)] = record
             if file:
                 write_line(file, record)
@@ -1349,7 +1352,7 @@ def _key(problem):
     return problem["question"], problem["answer"]
 
 
-def _known_records(path, trials):
+def _known_records(path, trials, settings):
     """The records that an earlier run left in the file."""
     records = {}
     for record in read_lines(path):
@@ -1359,6 +1362,9 @@ def _known_records(path, trials):
             held = len(record["responses"])
             raise InputError(f"{path} holds {held} responses to a question, not {trials}: "
                              "repeat that --trials, or choose another --out")
+        if record.get("settings") != settings:
+            raise InputError(f"{path} holds responses of other settings, {record.get('settings')}: repeat "
+                             "those, or choose another --out")
         records[_key(record)] = record
     return records
 
@@ -1505,6 +1511,8 @@ def main():
     check_range(**limits, temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
 
+    settings = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+
     def sample(asked, n):
         import mcts
         from tqdm import tqdm
@@ -1513,14 +1521,14 @@ def main():
         prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
         drawn = 0
         start = time.time()
-        settings = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
         with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
             for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **settings):
                 drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples
         print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
 
-    result = evaluate(sample, problems, args.trials, out=args.out)
+    asked_of = {"model": os.path.normpath(args.model)} | settings
+    result = evaluate(sample, problems, args.trials, out=args.out, settings=asked_of)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"

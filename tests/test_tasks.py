@@ -463,3 +463,19 @@ def test_a_script_and_what_it_imports_share_one_module(tmp_path):
     command = [sys.executable, "eval.py", "--model", tmp_path / "none", "--data", "arithmetic", "--limit", "1"]
     shown = subprocess.run(command, cwd=Path(tasks.__file__).parent, capture_output=True, text=True)
     assert shown.returncode == 2 and shown.stderr.startswith("eval.py: ") and "Traceback" not in shown.stderr
+
+
+def test_responses_of_other_settings_are_not_taken_for_these(tmp_path):
+    """Else the accuracy of one model would be printed for another."""
+    problems = [{"question": "2+2?", "answer": "4"}]
+
+    def sample(asked, n):
+        return [["Final Answer: 4"] * n for _ in asked]
+
+    def run(model):
+        out = tmp_path / "responses.jsonl"
+        return tasks.evaluate(sample, problems, trials=1, out=out, settings={"model": model})["accuracy"]
+
+    assert run("one") == run("one") == 1
+    with pytest.raises(tasks.InputError, match="of other settings, .*'one'"):
+        run("other")
