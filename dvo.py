@@ -1897,7 +1897,7 @@ def add_training_flags(group):
         help="of the dvo objective: V of the search or of a value model, Sec. 4.4.2 (default: search)")
     add("--keep-unsolved", action="store_true", help="train on questions without a correct path too")
     add_number(group, "beta", 0.1, "of Eq. 10; paper: 0.1")
-    add_number(group, "rounds", 3, "paper: 3")
+    add_number(group, "rounds", 3, "0: bootstrapping alone; paper: 3")
     add_number(group, "questions-per-round", 10000, "drawn by seed; paper: 10000")
     add_number(group, "paths", 4, "correct, and incorrect, paths a question; paper: 4")
     add_number(group, "lr", 5e-7, "after a warmup of a tenth of the steps, 20 at least; paper: 5e-7")
@@ -1937,7 +1937,7 @@ def check_arguments(args):
     if not args.model and not args.export and (args.trees or args.data != ["arithmetic"]):
         raise InputError("give --model too: without it this is the demo, whose model knows chains of "
                          "arithmetic only")
-    if args.trees and (args.rounds > 1 or args.bootstrap):
+    if args.trees and (args.rounds != 1 or args.bootstrap):
         raise InputError("--trees goes with one round and without --bootstrap")
     for name, usual in ("level", "step"), ("targets", "search"):
         if args.objective != "dvo" and getattr(args, name) != usual:
@@ -1948,9 +1948,9 @@ def check_arguments(args):
     mcts.check_search(mcts.search_settings(args))
     for name, value in vars(args).items():
         least = {int: 1, float: 0}.get(type(value))                 # of counts, of other numbers
-        if least is not None and name not in ("seed", "bootstrap_shots"):
+        if least is not None and name not in ("seed", "bootstrap_shots", "rounds"):
             tasks.check_range(**{name: (value, least)})
-    tasks.check_range(beta=(args.beta, 1e-9))
+    tasks.check_range(beta=(args.beta, 1e-9), rounds=(args.rounds, 0))
 
 
 def default_evaluation(data):
