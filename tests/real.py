@@ -28,7 +28,7 @@ import mcts                                                         # noqa: E402
 
 BOOTSTRAP = ["--bootstrap-questions", "120", "--bootstrap-samples", "6", "--bootstrap-lr", "5e-6"]
 SEARCH = ["--iterations", "8", "--max-step-tokens", "160", "--depth", "12"]
-TRAIN = ["--questions-per-step", "3", "--epochs", "2", "--lr", "3e-6", "--save-minutes", "3"]
+TRAIN = ["--questions-per-step", "3", "--epochs", "2", "--lr", "5e-6", "--save-minutes", "3"]
 TRIALS, MAX_NEW_TOKENS = "2", "320"
 SEARCHED, HELD_OUT, TESTED = slice(200, 340), slice(340, 360), 200  # of the training questions; of the tests
 METHODS = {
