@@ -30,7 +30,7 @@ BOOTSTRAP = ["--bootstrap-questions", "120", "--bootstrap-samples", "6", "--boot
 SEARCH = ["--iterations", "8", "--max-step-tokens", "160", "--depth", "12"]
 TRAIN = ["--questions-per-step", "3", "--epochs", "2", "--lr", "5e-6", "--save-minutes", "3"]
 TRIALS, MAX_NEW_TOKENS = "2", "320"
-SEARCHED, HELD_OUT, TESTED = slice(200, 340), slice(340, 360), 200  # of the training questions; of the tests
+SEARCHED, HELD_OUT, TESTED = slice(200, 300), slice(340, 360), 200  # of the training questions; of the tests
 METHODS = {
     "dvo": [],
     "rft": ["--objective", "rft"],
