@@ -39,8 +39,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")    # before torch starts a GPU
-
+import mcts                                     # before torch, which it tells how to take a GPU's memory
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -59,7 +58,6 @@ from transformers import (
     PreTrainedTokenizerFast)
 
 import eval as tasks
-import mcts
 from eval import InputError
 
 # ---------------------------------------------------------------- losses: functions of step log-probs
@@ -315,7 +313,8 @@ class Batch:
     def sum_by_node(self, values, node):
         """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
         total = values.new_zeros(sum(self.sizes))
-        return total.index_add(0, node, values).split(self.sizes)
+        parts = total.index_add(0, node, values).split(self.sizes)
+        return [part.clone() for part in parts]                     # FSDP would warn of views
 
 
 def padded_length(pack):
@@ -898,7 +897,6 @@ def start_ranks(device, dtype):
     is_gpu = device.type == "cuda"
     if is_gpu:
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)     # its gradient can be NaN, and each shape costs a plan
     backend = "cuda:nccl,cpu:gloo" if is_gpu else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
@@ -964,11 +962,14 @@ def shard(module, policy):
     how["mesh"] = dist.device_mesh.init_device_mesh(policy.device.type, (world(),))
     how["mp_policy"] = MixedPrecisionPolicy(policy.compute, policy.lm.dtype)        # compute, reduce
     if policy.offload:
-        how["offload_policy"] = CPUOffloadPolicy()
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=policy.device.type == "cuda")
     for block in decoder_blocks(module.lm):
         fully_shard(block, **how)
     fully_shard(module, **how)
     module.to_empty(device="cpu" if policy.offload else policy.device)
+    for part in module.modules():                                   # FSDP moves offloaded weights, no buffers
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(policy.device))
 
 
 def read_pretrained(policy, name):
