@@ -337,7 +337,9 @@ def end_run(process):
 def losses(folder):
     """What a run has logged of its training, by step."""
     log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    written = log.read_text() if log.exists() else ""
+    whole = written[:written.rfind("\n") + 1]                       # no line that is half written
+    lines = map(json.loads, whole.splitlines())
     return {line["step"]: line["loss"] for line in lines if line["event"] == "train"}
 
 
