@@ -357,9 +357,8 @@ _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
-    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?
     \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b)
-  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+  | \banswer\**\s*[:=]  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
@@ -371,11 +370,13 @@ _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
     alternatively instead plus (?<![\\(])mod squared
     (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
+_REASON = re.compile(
+    r"[\s,;:.(-]+(?:because|since|as(?= \w)(?! many| much| an? )|is (?:the|our) (?:solution|answer)\W*\Z)", re.I)
 # What makes a whole sentence no statement, or an option not the one chosen
 _DOUBT = re.compile(_any_word(r"""
     doubt mistakes? perhaps maybe probably guess sure assum\w+ let next estimate\w* extraneous impossible reject\w*
     fail\w* exclud\w+ eliminated negative (?:one|you|it)\s(?:might|could|should|may) bound mod minus without except either rather double half
-    digits? claims? says? said answer\s(?!is)\w (?:square|cube|root|log|reciprocal|opposite|inverse|factorial)\s""")
+    digits? claims? says? said (?:square|cube|root|log|reciprocal|opposite|inverse|factorial)\s""")
     + r"|\?|\A\W*[A-J]\)?[:.)]", re.I)
 _FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{}\d]|[\w}] [-+*/] )\$*\Z")
 _FACTOR_AFTER = re.compile(r"""
@@ -461,7 +462,7 @@ def _boxed(text):
         if end is None:
             break
         between = text[end:start]
-        if found and (len(between) > 40 or not _JOINT.fullmatch(between)):
+        if found and (not _JOINT.fullmatch(between)):
             break
         if not found and (_FACTOR_AFTER.match(between) or _is_denied(after=between)):
             return None
@@ -490,8 +491,6 @@ def _box_end(text, start):
 def _sentence(rest):
     """The sentence or display that opens the text; all of it where the next sentence denies that one."""
     rest = rest.lstrip(" \t\r\n:*=")
-    while heading := re.match(r"[^\n]*:[ *]*\n\s*(?=\S)", rest):  # "The sum is:", and then the sum
-        rest = rest[heading.end():].lstrip(":*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
     line = rest
@@ -552,7 +551,6 @@ _STATEMENT = re.compile(rf"""
     (?:,?\s(?:left|ago|remain(?:s|ing)?|long|only|here|for\sit|of\sthem
        |altogether|today|in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
     """, re.I | re.X)
-_CAUSE = re.compile(r",?\s(?:because|since|as\s(?:shown|required)|is\s(?:the|our)\s(?:solution|answer)\W*\Z)\b", re.I)
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
@@ -563,7 +561,7 @@ def _stated_value(text):
     text = _BOLD.sub(r"\1", _translate(text[-MAX_CHARS:].partition("<|")[0]))
     last_line = _WRAPPED.sub(r" \1 ", text).strip().rpartition("\n")[2]
     *earlier, sentence = [part.rstrip(" .") for part in _SENTENCE_END.split(last_line)]
-    stated = _STATEMENT.fullmatch(_ASIDE.sub("", _CAUSE.split(sentence)[0]))
+    stated = _STATEMENT.fullmatch(_ASIDE.sub("", _REASON.split(sentence)[0]))
     if stated is None:
         return None
     lead = sentence[:stated.start("value")]
@@ -584,7 +582,6 @@ _OPTION = re.compile(r"""
     [(\[]?([A-J])(?![\w'])([)\].:]*)
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s\w+)?|not\s(?!\1)[A-J])[\s.)]* | (.*))
     """, re.I | re.S | re.X)
-_REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
 _OTHERWISE = re.compile(_DENIAL.pattern + r"""|\A\s*[/?]|\bis\s+(?-i:[A-J])\b|
     """.strip() + _any_word(r"all none both every\w* well eliminated also right correct"), re.I)
@@ -684,7 +681,7 @@ def _clean(text):
         return text.strip()
     text = _translate(text).replace("{,}", ",")
     if "\\" in text or "~" in text:
-        text = _SPACING.sub(" ", re.sub(r"\\!\s*|(?<=\d)\\,(?=\d\d\d)", "", text))
+        text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
     text, is_money = _MONEY.subn(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
@@ -707,8 +704,7 @@ def _translate(text):
         return text
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
-    text = unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
 
 
 def _unwrapped(text):
@@ -804,7 +800,7 @@ _TOKEN = re.compile(rf"""\s?(?:
     | (?P<word>(?:{_WRAPPED.pattern}
                  | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
                (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
-    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))'*(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
+    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
     | (?P<command>\\[A-Za-z]+)
     | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
 
@@ -869,7 +865,6 @@ def _tokens(text):
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
-    text = re.sub("[€£]", " ", text)
     tokens = []
     for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup
