@@ -356,33 +356,39 @@ _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", r
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
-  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
-    \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b)
-  | \banswer\**\s*[:=]  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+  | (?:\A|[.,;:!?*\#)>\]}$"\n])\s*
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|I\s(?:think|believe)
+       |(?:find|conclude|means|shows|confirms)\s+that)\b[\s,]+)*
+    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?
+    (?:\**\s*[:=] | \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# What denies a statement, or takes it back: before it, beside a box, in the sentence after it
+# What takes a statement back, in the sentence after it or in its own
 _DENIAL = re.compile(_any_word(r"""
-    not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
-    alternatively instead plus (?<![\\(])mod squared
-    (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
+    not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
+    instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
+# What makes a sentence no statement of its value, or an option not the one that is chosen
+_OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    doubt lie untrue contrary hypothetic\w+ far\sbe initially previous debts? owes mistakes? suppose assum\w+ let if unless whether probably guess sure next extraneous impossible
+    reject\w* fail\w* exclud\w+ eliminated without except anything everything negative bound estimate\w*
+    (?:one|you|it)\s(?:might|could|should|may) claims? says? said at\s(?:least|most) (?:more|less|fewer)\sthan
+    plus minus divided times\s(?:the|that|it) percent\sof increased decreased doubled tripled reciprocal mod squared twice double half digits? (?:other|wrong)\sanswer
+    (?:square|cube|root|log|reciprocal|opposite|inverse|factorial|remainder)\sof""")
+    + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _REASON = re.compile(
-    r"[\s,;:.(-]+(?:because|since|as(?= \w)(?! many| much| an? )|is (?:the|our) (?:solution|answer)\W*\Z)", re.I)
-# What makes a whole sentence no statement, or an option not the one chosen
-_DOUBT = re.compile(_any_word(r"""
-    doubt mistakes? perhaps maybe probably guess sure assum\w+ let next estimate\w* extraneous impossible reject\w*
-    fail\w* exclud\w+ eliminated negative (?:one|you|it)\s(?:might|could|should|may) bound mod minus without except either rather double half
-    digits? claims? says? said (?:square|cube|root|log|reciprocal|opposite|inverse|factorial)\s""")
-    + r"|\?|\A\W*[A-J]\)?[:.)]", re.I)
-_FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{}\d]|[\w}] [-+*/] )\$*\Z")
+    r"[\s,;:.(-]+(?:because|since|as (?=it|the|they|we|shown|required|above)|is (?:the|our) (?:solution|answer)\W*\Z)", re.I)
+_FACTOR_BEFORE = re.compile(r"""
+    (?: [-+*/^_{}\d|≈≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
+      | \\(?:neq?|approx|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
 _FACTOR_AFTER = re.compile(r"""
-    \$?\s*(?:[-+*/!\d]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot))
-    | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z]
+    \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{,\})\s?\d)
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
     | [A-Za-z]
+    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
@@ -415,7 +421,7 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     rest = text[ends[-1]:] if ends else ""
     if found := _sentence(rest):
         if _BOX.search(found):
-            found = _boxed(rest) or found
+            found = _boxed(rest) or rest
         return _last_stated(found) or found  # "Final Answer: the answer is 5"
     return _last_stated(text)
 
@@ -438,18 +444,34 @@ def _last_stated(text):
         if "box" in use[0]:
             found = _boxed(text[:end])
         else:
-            found = not _is_denied(f"{text[:use.start()]}the") and _sentence(text[use.end():end])
+            found = _sentence(text[use.end():end])
         if found:
             return found
         end = use.start()
     return None
 
 
-def _is_denied(before="", after=""):
-    """Whether the words just before a statement, or just after it, deny it."""
-    before = re.split(r"[.,;:!=\n]|\b(?:so|but|and)\b", before.replace("$", "")[-25:])[-1]
-    after = re.split(r"[.,;\n]", after[:20].lstrip(" $"))[0]
-    return _DENIAL.search(f"{before}. {after}")
+_GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # before the words that go on after a statement
+
+
+def _is_denied(after):
+    """Whether the words right after a statement deny it."""
+    words = _GAP.sub("", after[:20])
+    return _DENIAL.search(". " + re.split("[.,;\n]", words)[0])
+
+
+def _is_taken_back(after, stated):
+    """Whether the next sentence denies a statement, or states another in few words: "No.", "Or 8", "C) a rat"."""
+    after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))
+    following = _STATEMENT_END.split(after, maxsplit=1)[0]
+    if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
+        return True
+    value, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
+    if words > 4 or not re.search(r"\w", value) or _BOX.search(following):
+        return False
+    value = value.lstrip(" :")
+    with decimal.localcontext(_CONTEXT):
+        return _parse(_clean(value)) is not None and not is_equiv(value, stated)
 
 
 def _boxed(text):
@@ -462,17 +484,20 @@ def _boxed(text):
         if end is None:
             break
         between = text[end:start]
-        if found and (not _JOINT.fullmatch(between)):
+        if found and between.strip(" $.\n") and not _JOINT.fullmatch(between):
             break
-        if not found and (_FACTOR_AFTER.match(between) or _is_denied(after=between)):
-            return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
+        if not found and (_FACTOR_AFTER.match(between) or _is_denied(between)):
+            return None
+        following = _STATEMENT_END.search(between)
+        if not found and following and _is_taken_back(between[following.end():], content):
+            return None
         found.insert(0, content)
         start = box.start()
-    before = text[:start]
-    if _FACTOR_BEFORE.search(before[-9:]) or _is_denied(before):
+    clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", text[:start].replace("$", "")[-60:])[-1]
+    if _FACTOR_BEFORE.search(text[:start][-9:]) or _OBJECTION.search(clause):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
@@ -495,23 +520,11 @@ def _sentence(rest):
         return (display[1] or display[2]).strip()
     line = rest
     end = _STATEMENT_END.search(rest)
-    if end and not _is_denied(after=rest[end.end():].lstrip()) and not _is_followed(rest, end):
+    if end and not _is_taken_back(rest[end.end():], rest[:end.start()]):
         line = rest[:end.start()]
     line = _bare(line)
     whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
     return whole[1] or whole[2] if whole else line
-
-
-def _is_followed(rest, end):
-    """Whether a second answer stands alone on the next line."""
-    if end[0] != "\n":
-        return False
-    following = rest[end.end():].lstrip().partition("\n")[0]
-    is_answer = re.match(r"\(?[A-J][).:]", following)
-    if not is_answer and len(following) < 40 and "box" not in following:
-        with decimal.localcontext(_CONTEXT):
-            is_answer = _parse(_clean(following))
-    return bool(is_answer) and not is_equiv(following, rest[:end.start()])
 
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
@@ -544,7 +557,7 @@ _VERBS = _any_word(r"""
     increases\sby a\stotal\sof find\sthat there""")
 _STATEMENT = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
-      | .*(?:[A-Za-z]{{4,}}\s*=|{_VERBS}|'s\b|:)\s+
+      | .*(?:[A-Za-z]{{4,}}\s*=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
     (?:(?:exactly|only|now|just|equal\sto|a\stotal\sof)\s+)*
     (?P<value>\S.*?)
@@ -567,7 +580,7 @@ def _stated_value(text):
     lead = sentence[:stated.start("value")]
     others = sentence.replace(stated["value"], "", 1)
     is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
-    is_doubted = _DENIAL.search(f". {others}") or _DOUBT.search(others)
+    is_doubted = _OBJECTION.search(f". {others}") or re.search(r"\banswers?\s", lead)
     is_mathematics = re.search(r"[\d\\]", stated["value"])
     return stated["value"] if is_mathematics and not is_repeated and not is_doubted else None
 
@@ -580,11 +593,12 @@ MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"""
     [(\[]?([A-J])(?![\w'])([)\].:]*)
-    (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s\w+)?|not\s(?!\1)[A-J])[\s.)]* | (.*))
+    (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?|not\s(?!\1)[A-J])[\s.)]* | (.*))
     """, re.I | re.S | re.X)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_OTHERWISE = re.compile(_DENIAL.pattern + r"""|\A\s*[/?]|\bis\s+(?-i:[A-J])\b|
-    """.strip() + _any_word(r"all none both every\w* well eliminated also right correct"), re.I)
+_OTHERWISE = re.compile(_DENIAL.pattern + r"""
+    |\A\s*[/?]|\b(?:is|so|in)\s+(?-i:[A-J])\b|\b(?-i:[B-HJ])\s+(?:is\s+the|fits)\b|\A\W*[A-J]\W*\Z|
+    """.strip() + _any_word(r"all none both any each others? every\w* well eliminated ruled also right correct guess\w*"), re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -613,8 +627,8 @@ def is_equiv(prediction: str, answer: str) -> bool:
 
 def _is_option(prediction, letter, text):
     """Whether that letter is chosen, alone, with its text or with a reason; or that text given."""
-    is_labelled = re.match(r"\(?[A-J]\)", prediction)
-    if text and not is_labelled and _same_answer(prediction, text, is_option=True):
+    label = re.match(r"\(?([A-J])(?:\)|:|\s*=|\sis\b)", prediction)
+    if text and (label is None or label[1] == letter) and _same_answer(prediction, text, is_option=True):
         return True
     chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
     if chosen is None or chosen[1].upper() != letter:
@@ -632,7 +646,7 @@ def _is_option(prediction, letter, text):
         return False
     if text:
         return any(_same_answer(_without_dash(part), text) for part in parts)
-    is_doubted = _OTHERWISE.search(rest) or _DOUBT.search(rest) or _OTHER_LABEL.search(words)
+    is_doubted = _OTHERWISE.search(rest) or _OBJECTION.search(rest) or _OTHER_LABEL.search(words)
     return bool(_WORDS.match(words)) and not is_doubted
 
 
@@ -763,9 +777,9 @@ _UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS)
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 # Words after a number that are no unit, whatever follows: they make another number of it
 _NO_UNIT = _any_word("""
-    half halves quarters? zeros? one two three four five six seven eight nine ten tens eleven twelve pairs? digits?
-    dozen hundreds? thousands? \\w+illions? \\w+(?:teen|ty|fold|ly|ths?) thirds? seconds\\sof
-    mod plus minus times less is was has fails cents\\sand squared cubed doubled halved wrong
+    half halves quarters? zeros? one two three four five six seven eight nine ten tens eleven twelve pairs? digits? scores lakhs crores factorials squares cubes roots
+    dozens? hundreds? thousands? \\w+illions? \\w+(?:teen|ty|fold|ly|ths?) thirds? seconds\\sof
+    mod plus minus times more less fewer other extra additional negative is was has fails cents\\sand squared cubed doubled halved wrong too few many
     a an the and or not no nor with without of to from by on at over under than as but if""")
 _UNIT_PHRASE = re.compile(rf"""
     (?!.*(?:{_NO_UNIT})) (?:[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])? (?:\sper\s[a-z.]+)?""", re.X)
@@ -1280,8 +1294,11 @@ def _calculate(operate, numbers):
         result = operate(*(numbers if is_exact else map(_decimal, numbers)))
     except (ArithmeticError, ValueError):
         return None
-    if operate in (operator.add, operator.sub) and not is_exact and abs(result) < abs(_decimal(numbers[0])) * _ZERO:
-        result = Fraction(0)
+    if operate in (operator.add, operator.sub) and not is_exact:
+        low, high = sorted(map(abs, map(_decimal, numbers)))
+        if 0 < low < high * _RELATIVE:  # too small to be seen in the sum
+            return None
+        result = result if abs(result) > high * _ZERO else Fraction(0)
     is_small = _bits(result) <= MAX_BITS if isinstance(result, Fraction) else result.is_finite()
     return result if is_small else None
 
