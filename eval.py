@@ -356,31 +356,36 @@ _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", r
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
-  | (?:\A|[.,;:!?*\#)>\]}$"\n])\s*
-    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|I\s(?:think|believe)
-       |(?:find|conclude|means|shows|confirms)\s+that)\b[\s,]+)*
+  | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best
+       |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
     (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?
-    (?:\**\s*[:=] | \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+    (?:\**\s*[:=]|\**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))
+  | (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
+_GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# What takes a statement back, in the sentence after it or in its own
+# What takes a statement back, after it or in its own sentence
 _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
     instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
-# What makes a sentence no statement of its value, or an option not the one that is chosen
+# What makes a sentence no statement of the value in it, or an option not the one that is chosen
 _OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
-    doubt lie untrue contrary hypothetic\w+ far\sbe initially previous debts? owes mistakes? suppose assum\w+ let if unless whether probably guess sure next extraneous impossible
-    reject\w* fail\w* exclud\w+ eliminated without except anything everything negative bound estimate\w*
-    (?:one|you|it)\s(?:might|could|should|may) claims? says? said at\s(?:least|most) (?:more|less|fewer)\sthan
-    plus minus divided times\s(?:the|that|it) percent\sof increased decreased doubled tripled reciprocal mod squared twice double half digits? (?:other|wrong)\sanswer
-    (?:square|cube|root|log|reciprocal|opposite|inverse|factorial|remainder)\sof""")
+    doubt lie untrue contrary hypothetic\w+ far\sbe mistakes? suppose assum\w+ let if unless whether probably
+    guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
+    initially previous next debts? owes negative bound estimate\w* claims? says? said
+    (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan
+    plus minus divided increased decreased squared doubled tripled twice double half digits? reciprocal mod
+    times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
-_REASON = re.compile(
-    r"[\s,;:.(-]+(?:because|since|as (?=it|the|they|we|shown|required|above)|is (?:the|our) (?:solution|answer)\W*\Z)", re.I)
+_REASON = re.compile(r"""[\s,;:.(-]{1,3}
+    (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
+    """, re.I | re.X)
+# What makes a box part of a formula
 _FACTOR_BEFORE = re.compile(r"""
     (?: [-+*/^_{}\d|≈≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
       | \\(?:neq?|approx|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
@@ -451,9 +456,6 @@ def _last_stated(text):
     return None
 
 
-_GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # before the words that go on after a statement
-
-
 def _is_denied(after):
     """Whether the words right after a statement deny it."""
     words = _GAP.sub("", after[:20])
@@ -461,7 +463,7 @@ def _is_denied(after):
 
 
 def _is_taken_back(after, stated):
-    """Whether the next sentence denies a statement, or states another in few words: "No.", "Or 8", "C) a rat"."""
+    """Whether the next sentence denies a statement, or is hardly more than another: No. Or 8. C) rat."""
     after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))
     following = _STATEMENT_END.split(after, maxsplit=1)[0]
     if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
@@ -481,7 +483,7 @@ def _boxed(text):
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         end = _box_end(text, box.end())
-        if end is None:
+        if end is None or end > start:
             break
         between = text[end:start]
         if found and between.strip(" $.\n") and not _JOINT.fullmatch(between):
@@ -489,17 +491,23 @@ def _boxed(text):
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
-        if not found and (_FACTOR_AFTER.match(between) or _is_denied(between)):
-            return None
-        following = _STATEMENT_END.search(between)
-        if not found and following and _is_taken_back(between[following.end():], content):
+        if not found and _is_overruled(between, content):
             return None
         found.insert(0, content)
         start = box.start()
-    clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", text[:start].replace("$", "")[-60:])[-1]
-    if _FACTOR_BEFORE.search(text[:start][-9:]) or _OBJECTION.search(clause):
+    before = text[max(0, start - 60):start]
+    clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
+    if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(clause):
         return None
     return ", ".join(dict.fromkeys(found)) or None
+
+
+def _is_overruled(after, content):
+    """Whether what follows a box makes it part of a formula, denies it, or states another value."""
+    if _FACTOR_AFTER.match(after) or _is_denied(after):
+        return True
+    end = _STATEMENT_END.search(after)
+    return end is not None and _is_taken_back(after[end.end():], content)
 
 
 def _box_end(text, start):
@@ -514,7 +522,7 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The sentence or display that opens the text; all of it where the next sentence denies that one."""
+    """The sentence or display that opens the text; all of it where the next sentence takes that one back."""
     rest = rest.lstrip(" \t\r\n:*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
@@ -540,7 +548,7 @@ def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     if is_equiv(prediction, answer):
         return True
     value = _stated_value(prediction)
-    return value is not None and is_equiv(value, answer)
+    return value not in (None, prediction) and is_equiv(value, answer)
 
 
 def reward(response: str, answer: str, marker: str = MARKER) -> int:
@@ -557,12 +565,12 @@ _VERBS = _any_word(r"""
     increases\sby a\stotal\sof find\sthat there""")
 _STATEMENT = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
-      | .*(?:[A-Za-z]{{4,}}\s*=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
     (?:(?:exactly|only|now|just|equal\sto|a\stotal\sof)\s+)*
     (?P<value>\S.*?)
-    (?:,?\s(?:left|ago|remain(?:s|ing)?|long|only|here|for\sit|of\sthem
-       |altogether|today|in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
+    (?:,?\s(?:left|ago|remain(?:s|ing)?|long|only|here|for\sit|of\sthem|altogether|today
+       |in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
     """, re.I | re.X)
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
@@ -593,12 +601,13 @@ MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"""
     [(\[]?([A-J])(?![\w'])([)\].:]*)
-    (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?|not\s(?!\1)[A-J])[\s.)]* | (.*))
-    """, re.I | re.S | re.X)
+    (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
+                      |not\s(?!\1)[A-J])[\s.)]*
+      | (.*))""", re.I | re.S | re.X)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_OTHERWISE = re.compile(_DENIAL.pattern + r"""
-    |\A\s*[/?]|\b(?:is|so|in)\s+(?-i:[A-J])\b|\b(?-i:[B-HJ])\s+(?:is\s+the|fits)\b|\A\W*[A-J]\W*\Z|
-    """.strip() + _any_word(r"all none both any each others? every\w* well eliminated ruled also right correct guess\w*"), re.I)
+_OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    all none both any each others? every\w* well eliminated ruled also right correct guess\w*
+    (?:is|so|in)\s(?-i:[A-J]) (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -676,7 +685,8 @@ _MONEY = re.compile(
     r"\A([^$]*?)\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"""
-    \A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*(?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)
+    \A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*
+    (?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)
     """, re.X)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
 _UNICODE = str.maketrans({
@@ -696,7 +706,7 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
-    text, is_money = _MONEY.subn(r"\1\2 dollars", text, count=1)
+    text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
     based = _BASED.fullmatch(text)
@@ -775,20 +785,22 @@ _SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; f
     percent %; degree °; usd dollar; points; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
 _UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
-# Words after a number that are no unit, whatever follows: they make another number of it
-_NO_UNIT = _any_word("""
-    half halves quarters? zeros? one two three four five six seven eight nine ten tens eleven twelve pairs? digits? scores lakhs crores factorials squares cubes roots
-    dozens? hundreds? thousands? \\w+illions? \\w+(?:teen|ty|fold|ly|ths?) thirds? seconds\\sof
-    mod plus minus times more less fewer other extra additional negative is was has fails cents\\sand squared cubed doubled halved wrong too few many
-    a an the and or not no nor with without of to from by on at over under than as but if""")
+# Words that make another number of the one before them, or are no unit
+_NO_UNIT = _any_word(r"""
+    half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? lakhs crores \w+illions?
+    \w+(?:teen|ty|fold|ly|ths?) one two three four five six seven eight nine ten eleven twelve
+    squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
+    more less fewer many few too other extra additional is was has fails wrong not no nor or and but if than as
+    a an the with without of to from by on at over under""")
 _UNIT_PHRASE = re.compile(rf"""
     (?!.*(?:{_NO_UNIT})) (?:[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])? (?:\sper\s[a-z.]+)?""", re.X)
 
 
 def _unit(words):
-    """One spelling of a unit: cm and centimeters are the same. It is a known one or a plural."""
+    """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same."""
     phrase = _UNIT_PHRASE.fullmatch(words)
-    if phrase is None or not (_known_unit(phrase["noun"]) or re.search("[^s]s$|people|children|men$", phrase["noun"])):
+    noun = phrase["noun"] if phrase else ""
+    if not _known_unit(noun) and not re.search("[^s]s$|people|children|men$", noun):
         raise ValueError(f"{words} is no unit")
     return " ".join(_known_unit(word) or word.removesuffix("s") for word in words.split())
 
@@ -834,8 +846,9 @@ def _parse(text):
             parts.append(found)
     except (ValueError, LookupError):
         return None
-    if not re.search(r"\bor\b", text):
-        parts = [[_named_values(part)] if _named_values(part) else part for part in parts]  # x=1, y=2; x=3, y=4
+    pairs = [_named_values(part) for part in parts]  # x=1, y=2; x=3, y=4
+    if None not in pairs and not re.search(r"\bor\b", text):
+        return _set(pairs)
     return _set(sum(parts, []))
 
 
@@ -1155,7 +1168,7 @@ def _same(a, b, is_option=False):
         return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
     if a.kind != "{}":
         return all(map(_same, a.items, b.items))
-    units = [{item.unit for item in group.items if isinstance(item, Expression)} - {""} for group in (a, b)]
+    units = [_units(a), _units(b)]
     if units[0] != units[1] and max(map(len, units)) > 1:  # 2 hours and 30 minutes are not 30 and 2
         return False
     rest = list(b.items) if len(b.items) <= MAX_LIST else []
@@ -1167,6 +1180,10 @@ def _same(a, b, is_option=False):
     return True
 
 
+def _units(group):
+    return {item.unit for item in group.items if isinstance(item, Expression)} - {""}
+
+
 def _same_unit(a, b, is_option):
     """Whether both are the same, or one is missing that is not essential."""
     units = {a.unit, b.unit} - {""}
@@ -1174,7 +1191,7 @@ def _same_unit(a, b, is_option):
         return a.unit == b.unit
     if units == {"%"} and abs(a.values[0] or 0) < 1:  # 1/2 is not 1/2 %
         return False
-    return not is_option or units <= set(_UNITS.values()) | {"cm^2"}  # 3 is not "3 neutrons", beside "3 protons"
+    return not is_option or units <= set(_UNITS.values())  # 3 is not "3 neutrons", beside "3 protons"
 
 
 def _same_relation(a, b):
