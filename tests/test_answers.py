@@ -1240,6 +1240,9 @@ x=2, y=5 <- 5, 2
 x=2, y=5 <- x=2 or y=5
 (2,5) <- (y,x)=(2,5)
 12 <- half = 12
+12 <- N_{not}=12
+5 <- 6 \in 5
+5 <- 7 = 8 \in 5
 12 <- answer/two = 12
 # infinity is no number, and what a sum swallows is no zero
 1 <- \frac{\infty}{\infty}
@@ -1328,7 +1331,7 @@ def test_every_gold_equals_itself_and_no_altered_number(gold):
 
 RESPONSES = [
     ("Half of 8 is 4.\n\nFinal Answer: 4", "4"),
-    ("**Final Answer**: The answer is $\\frac{1}{2}$. I hope this helps.", r"\frac{1}{2}"),
+    ("**Final Answer**: The answer is $\\frac{1}{2}$. I hope this helps.", r"$\frac{1}{2}$"),
     (r"We get \boxed{3}, wrong; so \boxed{\frac{1}{\sqrt{2}}}.", r"\frac{1}{\sqrt{2}}"),
     (r"Either \boxed{3} or \boxed{5} will do.", "3, 5"),
     ("She keeps 7 - 2 = 5 of them.\n#### 5", "5"),
