@@ -622,8 +622,8 @@ def is_equiv(prediction: str, answer: str) -> bool:
     _require_text(prediction, answer)
     prediction = _clean(prediction)
     answer = _clean(answer)
-    if not prediction or not answer:
-        return False
+    if not prediction or not answer or max(len(prediction), len(answer)) > MAX_CHARS:
+        return prediction == answer != ""
     option = _GOLD_OPTION.fullmatch(_unwrapped(answer))
     with decimal.localcontext(_CONTEXT):
         if option:
@@ -636,7 +636,7 @@ def _is_option(prediction, letter, text):
     label = re.match(r"\(?([A-J])(?:\)|:|\s*=|\sis\b)", prediction)
     if text and (label is None or label[1] == letter) and _same_answer(prediction, text, is_option=True):
         return True
-    chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
+    chosen = _OPTION.fullmatch(prediction)
     if chosen is None or chosen[1].upper() != letter:
         return False
     rest = chosen[3] or ""
@@ -729,14 +729,12 @@ def _translate(text):
 
 
 def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip()
+    return _WRAPPED.sub(r"\1", text).replace("**", "").strip()
 
 
 def _plain(text, is_folded):
     """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and
     where words have a capital inside, such as genes."""
-    if len(text) > MAX_CHARS:
-        return text
     text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
     if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
