@@ -356,26 +356,44 @@ _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", r
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
-  | \b(?:answer|(?:correct|right|best)\s+(?:option|choice))
-    (?:\s+(?:to|of|for|in|here|choice|option|that|we|you|I)\b[^.:\n]{0,40}?)?
-    \**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b)
-  | \banswer\**\s*(?:[:=]|(?=\$|\\[(\[]))  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+  | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best
+       |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
+    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?
+    (?:\**\s*[:=]|\**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))
+  | (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
+_GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# What denies a statement, or takes it back: before it, beside a box, in the sentence after it
+# What takes a statement back, after it or in its own sentence
 _DENIAL = re.compile(_any_word(r"""
-    not \w*n't never no nor neither nobody cannot wrong false incorrect suppose if unless whether wait kidding
-    alternatively instead plus (?<![\\(])mod squared
-    (?<=\S\s)or (?:twice|half|than|digit\s+of)\s+the"""), re.I)
-_FACTOR_BEFORE = re.compile(r"(?:[-+*/^_{\d]|[\w}] [-+*/] )\$*\Z")
+    not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
+    instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
+# What makes a sentence no statement of the value in it, or an option not the one that is chosen
+_OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    doubt lie untrue contrary hypothetic\w+ far\sbe mistakes? suppose assum\w+ let if unless whether probably
+    guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
+    initially previous next debts? owes negative bound estimate\w* claims? says? said
+    (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan
+    plus minus divided increased decreased squared doubled tripled twice double half digits? reciprocal mod
+    times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
+    + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
+_REASON = re.compile(r"""[\s,;:.(-]{1,3}
+    (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
+    """, re.I | re.X)
+# What makes a box part of a formula
+_FACTOR_BEFORE = re.compile(r"""
+    (?: [-+*/^_{}\d|≈≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
+      | \\(?:neq?|approx|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
 _FACTOR_AFTER = re.compile(r"""
-    \$?\s*(?:[-+*/!\d]|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot))
-    | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z]
+    \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{,\})\s?\d)
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
     | [A-Za-z]
+    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
@@ -408,7 +426,7 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     rest = text[ends[-1]:] if ends else ""
     if found := _sentence(rest):
         if _BOX.search(found):
-            found = _boxed(rest) or found
+            found = _boxed(rest) or rest
         return _last_stated(found) or found  # "Final Answer: the answer is 5"
     return _last_stated(text)
 
@@ -431,18 +449,31 @@ def _last_stated(text):
         if "box" in use[0]:
             found = _boxed(text[:end])
         else:
-            found = not _is_denied(f"{text[:use.start()]}the") and _sentence(text[use.end():end])
+            found = _sentence(text[use.end():end])
         if found:
             return found
         end = use.start()
     return None
 
 
-def _is_denied(before="", after=""):
-    """Whether the words just before a statement, or just after it, deny it."""
-    before = re.split(r"[.,;:!=\n]|\b(?:so|but|and)\b", before.replace("$", "")[-25:])[-1]
-    after = re.split(r"[.,;\n]", after[:20].lstrip(" $"))[0]
-    return _DENIAL.search(f"{before}. {after}")
+def _is_denied(after):
+    """Whether the words right after a statement deny it."""
+    words = _GAP.sub("", after[:20])
+    return _DENIAL.search(". " + re.split("[.,;\n]", words)[0])
+
+
+def _is_taken_back(after, stated):
+    """Whether the next sentence denies a statement, or is hardly more than another: No. Or 8. C) rat."""
+    after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))
+    following = _STATEMENT_END.split(after, maxsplit=1)[0]
+    if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
+        return True
+    value, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
+    if words > 4 or not re.search(r"\w", value) or _BOX.search(following):
+        return False
+    value = value.lstrip(" :")
+    with decimal.localcontext(_CONTEXT):
+        return _parse(_clean(value)) is not None and not is_equiv(value, stated)
 
 
 def _boxed(text):
@@ -452,22 +483,31 @@ def _boxed(text):
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
         end = _box_end(text, box.end())
-        if end is None:
+        if end is None or end > start:
             break
         between = text[end:start]
-        if found and (len(between) > 40 or not _JOINT.fullmatch(between)):
+        if found and between.strip(" $.\n") and not _JOINT.fullmatch(between):
             break
-        if not found and (_FACTOR_AFTER.match(between) or _is_denied(after=between)):
-            return None
         content = text[box.end():end]
         if content[0] == "{":
             content = content[1:-1].strip()
+        if not found and _is_overruled(between, content):
+            return None
         found.insert(0, content)
         start = box.start()
-    before = text[:start]
-    if _FACTOR_BEFORE.search(before[-9:]) or _is_denied(before):
+    before = text[max(0, start - 60):start]
+    clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
+    if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(clause):
         return None
     return ", ".join(dict.fromkeys(found)) or None
+
+
+def _is_overruled(after, content):
+    """Whether what follows a box makes it part of a formula, denies it, or states another value."""
+    if _FACTOR_AFTER.match(after) or _is_denied(after):
+        return True
+    end = _STATEMENT_END.search(after)
+    return end is not None and _is_taken_back(after[end.end():], content)
 
 
 def _box_end(text, start):
@@ -482,19 +522,15 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The sentence or display that opens the text; all of it where the next sentence denies that one."""
+    """The sentence or display that opens the text; all of it where the next sentence takes that one back."""
     rest = rest.lstrip(" \t\r\n:*=")
-    while heading := re.match(r"[^\n]*:[ *]*\n\s*(?=\S)", rest):  # "The sum is:", and then the sum
-        rest = rest[heading.end():].lstrip(":*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
     line = rest
     end = _STATEMENT_END.search(rest)
-    if end and not _is_denied(after=rest[end.end():].lstrip()):
+    if end and not _is_taken_back(rest[end.end():], rest[:end.start()]):
         line = rest[:end.start()]
-    line = _bare(line)
-    whole = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)", line)
-    return whole[1] or whole[2] if whole else line
+    return _bare(line)
 
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
@@ -510,7 +546,7 @@ def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     if is_equiv(prediction, answer):
         return True
     value = _stated_value(prediction)
-    return value is not None and is_equiv(value, answer)
+    return value not in (None, prediction) and is_equiv(value, answer)
 
 
 def reward(response: str, answer: str, marker: str = MARKER) -> int:
@@ -518,69 +554,40 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
     return 1 if grade(response, answer, marker) else -1
 
 
-# The value that a sentence states
+# The value that a sentence states: all that stands between its verb and a circumstance at its end
 
-_VERB = re.compile(
-    _any_word("is are was were equals? has have had gets? got makes? gives? becomes?") + r"|'s\b|:\s")
-# What makes a whole sentence, or the clause with the value, no statement of it
-_DOUBT = re.compile(_any_word(r"""
-    think doubt wrong false incorrect if unless whether perhaps maybe guess assume let next mistake
-    then\smultiply estimate extraneous impossible rejects? fails? exclud\w+ might bound""") + r"""|\?
-    |\d\s+(?:in|to|by|over|(?:out\s+)?of(?:\s+the)?)\s+\d""", re.I)
-_HEDGE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
-    without between than at\s(?:least|most) up\sto over under above below about around like ends approximately
-    roughly nearly almost close near outside either may can could would should minus negative except rather
-    off short debt exceeds? unlikely different
-    but ruled? lacks? far beyond sa(?:id|ys?) claims? too point divided
-    divisible power step option question followed repeated subtracted number\safter
-    (?:square|cube|root|sqrt|log|reciprocal|opposite|inverse|multiple|factor|half|third|factorial)\sof
-    (?:complement|subset|successor)\sof"""), re.I)
-_CIRCUMSTANCE = re.compile(_any_word("""
-    after before in within for during per every each from by on since until with at through age aged when
-    where     """) + r"\s+(?:(?:the|all)\s+)?\Z", re.I)
-_PROSE = re.compile(r"((?:(?<![\\{\w'-])(?:[A-Za-z][A-Za-z']+|[aAI])(?![\w^_-])[\s,;:.]*)+)")
-_BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
+_VERBS = _any_word(r"""
+    is are was were equals? has have had gets? got makes? made gives? becomes? costs? needs? takes? took
+    pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
+    scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
+    increases\sby a\stotal\sof find\sthat there""")
+_STATEMENT = re.compile(rf"""
+    (?: .*\s(?=\d+\s\w+\sago\b)
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
+      | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
+    (?P<value>\S.*?)
+    (?:,?\s(?:left|ago|remain(?:s|ing)?|long|only|here|for\sit|of\sthem|altogether|today
+       |in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
+    """, re.I | re.X)
 _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
+_BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
 def _stated_value(text):
-    """The value that the last sentence states, as text; None where it is denied, hedged or not one."""
-    text = _translate(text[-1000:].partition("<|")[0])
-    text = re.sub(r"\\?\$|\\[()\[\]]|\\(?=%)", "", _BOLD.sub(r"\1", text)).strip()
-    last_line = text.rpartition("\n")[2]
-    sentences = [part for part in _SENTENCE_END.split(last_line) if part.strip(" .")]
-    sentence = _ASIDE.sub("", sentences[-1]) if sentences else ""
-    if len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", sentence)) < 2 or _DOUBT.search(sentence):
+    """The value that the last sentence states, as text; None where it denies it, doubts it, or states a
+    second one in the same words."""
+    text = _BOLD.sub(r"\1", _translate(text[-MAX_CHARS:].partition("<|")[0]))
+    last_line = _WRAPPED.sub(r" \1 ", text).strip().rpartition("\n")[2]
+    *earlier, sentence = [part.rstrip(" .") for part in _SENTENCE_END.split(last_line)]
+    stated = _STATEMENT.fullmatch(_ASIDE.sub("", _REASON.split(sentence)[0]))
+    if stated is None:
         return None
-    *_, verb = [re.match("", sentence), *_VERB.finditer(sentence)]
-    clause = sentence[verb.end():]
-    if not _values(clause):
-        clause = sentence
-    values = _values(clause)
-    is_doubted = _HEDGE.search(clause) or _is_denied(sentence[:verb.start()])
-    return values[0] if len(values) == 1 and not is_doubted else None
-
-
-def _values(clause):
-    """The values in a clause, without those of circumstance ("after 7 days") where others are there."""
-    stated = []
-    others = []
-    pieces = ["", *_PROSE.split(_WRAPPED.sub(r" \1 ", clause)), ""]  # prose, then a value, and so on
-    for before, value, after in zip(pieces[::2], pieces[1::2], pieces[2::2]):
-        value = value.strip(" ,;:.=")
-        if not re.search(r"\d|\\", value):
-            continue
-        words = re.findall(r"[a-z']+", after.casefold())[:2]
-        if words and words[0] in ("square", "cubic", "sq", *_SCALES):
-            value += f" {words.pop(0)}"
-        if words and _unit(words[0]) in _KNOWN_UNITS:
-            value += f" {words.pop(0)}"
-        if words and words[0].endswith("ed") and words[1:]:  # 5 invited people
-            words.pop(0)
-        if any(_alters(_unit(word)) for word in words):  # 5 and a half
-            value += " and more"
-        (others if _CIRCUMSTANCE.search(before) else stated).append(value)
-    return stated or others
+    lead = sentence[:stated.start("value")]
+    others = sentence.replace(stated["value"], "", 1)
+    is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
+    is_doubted = _OBJECTION.search(f". {others}") or re.search(r"\banswers?\s", lead)
+    is_mathematics = re.search(r"[\d\\]", stated["value"])
+    return stated["value"] if is_mathematics and not is_repeated and not is_doubted else None
 
 
 # Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------
@@ -589,12 +596,15 @@ def _values(clause):
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
-_OPTION = re.compile(r"(?:(?:option|choice|answer)\s+)?[(\[]?([A-J])(?![\w'])([)\].:]*)(.*)", re.I | re.S)
-_VERDICT = re.compile(r"[\s,;:.(-]*\b(?:is (?:the )?(?:correct|right|best)(?: \w+)?|not [A-J])[\s.)]*", re.I)
-_REASON = re.compile(r"[\s,;:.(-]+(?:because|since|as)\b", re.I)
+_OPTION = re.compile(r"""
+    [(\[]?([A-J])(?![\w'])([)\].:]*)
+    (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
+                      |not\s(?!\1)[A-J])[\s.)]*
+      | (.*))""", re.I | re.S | re.X)
 _WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_OTHERWISE = re.compile(_DENIAL.pattern + r"""|\A\s*[/?]|\bis\s+(?-i:[A-J])\b|
-    """.strip() + _any_word(r"all none both every\w* well eliminated also right correct"), re.I)
+_OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
+    all none both any each others? every\w* well eliminated ruled also right correct guess\w*
+    (?:is|so|in)\s(?-i:[A-J]) (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -612,8 +622,8 @@ def is_equiv(prediction: str, answer: str) -> bool:
     _require_text(prediction, answer)
     prediction = _clean(prediction)
     answer = _clean(answer)
-    if not prediction or not answer:
-        return False
+    if not prediction or not answer or max(len(prediction), len(answer)) > MAX_CHARS:
+        return prediction == answer != ""
     option = _GOLD_OPTION.fullmatch(_unwrapped(answer))
     with decimal.localcontext(_CONTEXT):
         if option:
@@ -623,14 +633,14 @@ def is_equiv(prediction: str, answer: str) -> bool:
 
 def _is_option(prediction, letter, text):
     """Whether that letter is chosen, alone, with its text or with a reason; or that text given."""
-    is_labelled = re.match(r"\(?[A-J]\)", prediction)
-    if text and not is_labelled and _same_answer(prediction, text, is_option=True):
+    label = re.match(r"\(?([A-J])(?:\)|:|\s*=|\sis\b)", prediction)
+    if text and (label is None or label[1] == letter) and _same_answer(prediction, text, is_option=True):
         return True
-    chosen = _OPTION.fullmatch(prediction[:MAX_CHARS])
+    chosen = _OPTION.fullmatch(prediction)
     if chosen is None or chosen[1].upper() != letter:
         return False
-    rest = chosen[3]
-    if not rest.strip() or _VERDICT.fullmatch(rest):
+    rest = chosen[3] or ""
+    if not rest.strip():
         return True
     words, *reason = _REASON.split(rest, maxsplit=1)
     parts = [rest]
@@ -642,7 +652,7 @@ def _is_option(prediction, letter, text):
         return False
     if text:
         return any(_same_answer(_without_dash(part), text) for part in parts)
-    is_doubted = _OTHERWISE.search(rest) or _DOUBT.search(rest) or _OTHER_LABEL.search(words)
+    is_doubted = _OTHERWISE.search(rest) or _OBJECTION.search(rest) or _OTHER_LABEL.search(words)
     return bool(_WORDS.match(words)) and not is_doubted
 
 
@@ -660,10 +670,6 @@ def _same_answer(prediction, answer, is_option=False):
     if left is None or right is None:
         is_wrapped = _WRAPPED.fullmatch(prediction) or _WRAPPED.fullmatch(answer)
         return _plain(prediction, is_wrapped) == _plain(answer, is_wrapped)
-    for one, many in ((left, right), (right, left)):  # (1, 2) against x = 1, y = 2
-        pair = _named_values(many.items)
-        if pair is not None and _same(one, _set([pair])):
-            return True
     return _same(left, right, is_option)
 
 
@@ -672,8 +678,13 @@ def _same_answer(prediction, answer, is_option=False):
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
+_MONEY = re.compile(
+    r"\A([^$]*?)\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
-_CONNECTIVE = re.compile(r"\A(?:therefore|thus|hence|so|then|finally)\b,?\s*(?=[^\sA-Za-z]|[B-Zb-z]\b)", re.I)
+_CONNECTIVE = re.compile(r"""
+    \A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*
+    (?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)
+    """, re.X)
 _BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
 _UNICODE = str.maketrans({
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
@@ -689,9 +700,10 @@ def _clean(text):
         text = _boxed(text[-MAX_RESPONSE:]) or text
     if len(text) > MAX_CHARS:
         return text.strip()
-    text = _translate(text).replace("{,}", ",").replace("...", "…")
+    text = _translate(text).replace("{,}", ",")
     if "\\" in text or "~" in text:
         text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
+    text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
     based = _BASED.fullmatch(text)
@@ -708,23 +720,21 @@ def _bare(text):
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
+    text = text.replace("...", "…")
     if text.isascii():
         return text
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
-    text = unicodedata.normalize("NFKC", text).translate(_UNICODE)
-    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+    return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
 
 
 def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text[:MAX_CHARS]).replace("**", "").strip()
+    return _WRAPPED.sub(r"\1", text).replace("**", "").strip()
 
 
 def _plain(text, is_folded):
     """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and
     where words have a capital inside, such as genes."""
-    if len(text) > MAX_CHARS:
-        return text
     text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
     if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
@@ -763,29 +773,38 @@ _FUNCTIONS = {
     "tan": lambda x: _sine(x) / _sine(x + _PI / 2),
     "sec": lambda x: 1 / _sine(x + _PI / 2),
 }
+_INFINITY = Expression((Fraction(1),), "∞")  # no arithmetic but a sign
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; ft feet foot; yd yard; mi mile
     kg kilogram; mg milligram; lb pound; oz ounce; ml milliliter; hr hour; min minute; sec second
-    percent %; degree °; points"""
+    percent %; degree °; usd dollar; points; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
 _UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
+_ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
+# Words that make another number of the one before them, or are no unit
+_NO_UNIT = _any_word(r"""
+    half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs
+    crores one two three four five six seven eight nine ten eleven twelve \w+(?:teen|ty|fold|ly|ths?)
+    squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
+    more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
+    than as a an the with without of to from by on at over under""")
+_UNIT_PHRASE = re.compile(rf"""
+    (?!.*(?:{_NO_UNIT})) (?:[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])? (?:\sper\s[a-z.]+)?""", re.X)
 
 
-def _unit(word):
-    """One spelling of a unit: cm and centimeters are the same."""
+def _unit(words):
+    """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same."""
+    phrase = _UNIT_PHRASE.fullmatch(words)
+    noun = phrase["noun"] if phrase else ""
+    if not _known_unit(noun) and not re.search("[^s]s$|people|children|men$", noun):
+        raise ValueError(f"{words} is no unit")
+    return " ".join(_known_unit(word) or word.removesuffix("s") for word in words.split())
+
+
+def _known_unit(word):
     single = word.replace(".", "").removesuffix("s")
-    return _UNITS.get(word, _UNITS.get(single, single))
+    return _UNITS.get(word, _UNITS.get(single))
 
 
-_KNOWN_UNITS = {*_UNITS.values(), *"meter gram liter day week month year dollar unit".split()}
-# Words after a number that make another one of it, and words that are no unit
-_NUMBERS = """am pm half halves third quarter mod modulo base remainder cent factorial and plus minus times
-    to by point dot decimal over under out pairs gross score lakh crore root permille octal binary isnt zero
-    one two three four five six seven eight nine ten eleven twelve""".split()
-_NO_NOUNS = """the a an is are was were be isn not no never nope or but nor than then if above below more less
-    fewer most least between about maybe perhaps wrong false incorrect invalid impossible untrue unsure right
-    debt short negative""".split()
-_ALTERING = {*_SCALES, *map(_unit, _NUMBERS)}
-_NO_UNITS = _ALTERING | set(map(_unit, _NO_NOUNS))
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
@@ -793,25 +812,18 @@ _KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]"
           for spelling in [kind, *spellings]}
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
 # Short words that are no product of letters
-_NO_PRODUCTS = {*_UNITS, *_KINDS, *"am pm mod is csc cot exp lim max gcd lcm det".split()}
-_NO_PRODUCTS.update(word for word in _NUMBERS + _NO_NOUNS if len(word) == 3)
+_NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
-      (?P<num>(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
+      (?P<num>(?:\d{{1,3}}(?:[, ]\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
     | \\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
     | (?P<word>(?:{_WRAPPED.pattern}
                  | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
                (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
-    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))'*(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
+    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
     | (?P<command>\\[A-Za-z]+)
     | (?P<sign>\*\*|[<>!]=|\\[\\{{}}%]|[-+*/^_=<>:;,(){{}}\[\]&%°]) | (?P<unknown>.))""", re.X)
-
-
-def _alters(word):
-    """Whether a word after a number makes another of it: 7 fifths, 7 seventy, 7 squared, 7 possibly."""
-    is_numeral = re.fullmatch(r".*(?:th|illion|teen|ty|fold|ed|(?<!on)ly)", word) and word not in _KNOWN_UNITS
-    return bool(is_numeral) or word in _ALTERING
 
 
 @functools.lru_cache(maxsize=4096)
@@ -830,7 +842,9 @@ def _parse(text):
     except (ValueError, LookupError):
         return None
     pairs = [_named_values(part) for part in parts]  # x=1, y=2; x=3, y=4
-    return _set(pairs if len(parts) > 1 and None not in pairs else sum(parts, []))
+    if None not in pairs and not re.search(r"\bor\b", text):
+        return _set(pairs)
+    return _set(sum(parts, []))
 
 
 def _is_words(text):
@@ -873,7 +887,6 @@ def _tokens(text):
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
-    text = re.sub("[€£]", " ", text)
     tokens = []
     for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup
@@ -918,10 +931,11 @@ class _Reader:
         """What is listed up to one of the closing symbols, and that symbol."""
         found = []
         while not (closer := self.take(*closers)):
-            if not self.take(","):
-                found.append(self.relation())
-                if self.next() not in (",", *closers):
-                    raise ValueError(f"{self.next()} in a list")
+            while self.take(","):
+                pass
+            found.append(self.relation())
+            if self.next() not in (",", *closers):
+                raise ValueError(f"{self.next()} in a list")
         return found, closer[0]
 
     def relation(self):
@@ -951,8 +965,7 @@ class _Reader:
             node = _apply(operator.add, node, self.term())
         words = []
         while word := self.take("word", *("/" if words else "")):
-            text = "per" if word[0] == "/" else word[1].casefold()
-            words += map(_unit, text.split())
+            words += ["per"] if word[0] == "/" else word[1].casefold().split()
         return _measured(node, words) if words else node
 
     def term(self):
@@ -980,7 +993,7 @@ class _Reader:
         while self.take(*marks[:1]):
             node = _apply(_power, node, self.factor("^"))
         if is_negative:
-            node = _apply(operator.neg, node)
+            node = _negative(node)
         while mark := self.take(*marks[1:]):
             node = Expression(_operand(node), mark[0])
         self.depth -= 1
@@ -989,11 +1002,11 @@ class _Reader:
     def atom(self, kind, value):
         """The operand that begins with the token (kind, value), which was taken."""
         if kind == "num":
-            return _number(value.replace(",", ""))
-        if kind in ("name", "∞"):  # infinity is one more letter
-            return _letter(value if kind == "name" else kind)
-        if kind == "word" and self.next() in ("=", "≈"):  # Area = 5
+            return _number(re.sub("[, ]", "", value))
+        if kind == "name":
             return _letter(value)
+        if kind == "∞":
+            return _INFINITY
         if kind == "constant":
             return Expression((Decimal(1).exp() if value == "e" else _PI,))
         if kind == "frac":
@@ -1009,6 +1022,12 @@ class _Reader:
         if len(found) == 1 and kind + closer in ("()", "[]", "{}"):
             return found[0]
         return _set(found) if closer in ("}", r"\}") else Group(kind + closer, tuple(found))
+
+
+def _negative(node):
+    if node == _INFINITY:
+        return node._replace(values=(Fraction(-1),))
+    return _apply(operator.neg, node)
 
 
 def _function(reader, function):
@@ -1029,9 +1048,9 @@ def _measured(node, words):
     """The value with the words after it: those of scale as factors, the others as its unit."""
     while words and words[0] in _SCALES:
         node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
-    if not isinstance(node, Expression):
-        raise ValueError("words after a group")
-    return Expression(node.values, " ".join([node.unit, *words]).strip())
+    if not _are_plain([node]):
+        raise ValueError("words after a group or a unit")
+    return node._replace(unit=_unit(" ".join(words))) if words else node
 
 
 def _ratio(parts, tokens):
@@ -1048,17 +1067,17 @@ def _are_plain(terms):
 
 
 def _name(span):
-    """The name that the tokens are: x, f(x), (x, y), dy/dx, Area; else None."""
-    if not {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}", "word"}:
+    """The name that the tokens are: x, f(x), (x, y), dy/dx; else None."""
+    if not {kind for kind, _ in span} <= {"name", "(", ")", ",", "/", ":", "frac", "{", "}"}:
         return None
     name = " ".join(value for _, value in span)
-    return None if _HEDGE.search(name) else name
+    return None if _DENIAL.search(name.replace("_", " ")) else name
 
 
 def _relation(signs, terms, names):
     """A relation with < and ≤ for > and ≥; z in S is S, and x < 5 gives x (-infinity, 5)."""
-    if signs[-1] == "∈":
-        return terms[-1]
+    if signs == "∈" and names[0] and isinstance(terms[1], Group):
+        return terms[1]
     if set(signs) <= set("=≈"):
         return _equation(signs, terms, names[0])
     if set(signs) <= set(">≥"):
@@ -1069,7 +1088,7 @@ def _relation(signs, terms, names):
     if set(signs) <= set("<≤") and len(terms) < 4:
         i = 0 if names[0] and len(terms) == 2 else 1
         name = names[i]
-        ends = [_apply(operator.neg, _letter("∞")), *terms, _letter("∞")]
+        ends = [_negative(_INFINITY), *terms, _INFINITY]
         openers = ["[" if sign == "≤" else "(" for sign in f"<{signs}"]
         closers = ["]" if sign == "≤" else ")" for sign in f"{signs}<"]
         value = Group(openers[i] + closers[i], (ends[i], ends[i + 2]))
@@ -1090,6 +1109,9 @@ def _equation(signs, terms, name):
         value = None
     elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
         raise ValueError("no rounding of the value before it")
+    letters = re.findall(r"\b[A-Za-z]\b", name or "")
+    if isinstance(value, Group) and letters != sorted(letters):  # (y, x) = (2, 5)
+        value = None
     return Relation("=" * (exact - 1), _gaps(terms[:exact]), name, value)
 
 
@@ -1117,7 +1139,8 @@ def _set(nodes):
 def _named_values(nodes):
     """The tuple (1, 2) of x = 1, y = 2, in the order of the names; None for all else."""
     values = {node.name: node.value for node in nodes if isinstance(node, Relation) and node.name}
-    if len(values) < 2 or len(values) < len(nodes) or None in values.values():
+    letters = {name[0] for name in values}  # x_1 and x_2 are solutions, not a pair
+    if len(letters) < 2 or len(letters) < len(nodes) or None in values.values():
         return None
     return Group("()", tuple(values[name] for name in sorted(values)))
 
@@ -1133,7 +1156,7 @@ def _same(a, b, is_option=False):
             return _same_relation(a, b)
         return a.value is not None and _same(a.value, b)
     if isinstance(a, Expression) and isinstance(b, Expression):
-        return _same_unit(a.unit, b.unit, is_option) and _agree(a.values, b.values)
+        return _same_unit(a, b, is_option) and _agree(a.values, b.values)
     if type(a) is not type(b) or a.kind != b.kind or len(a.items) != len(b.items):
         return False
     if a.kind == ":":
@@ -1141,6 +1164,9 @@ def _same(a, b, is_option=False):
         return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
     if a.kind != "{}":
         return all(map(_same, a.items, b.items))
+    units = [_units(a), _units(b)]
+    if units[0] != units[1] and max(map(len, units)) > 1:  # 2 hours and 30 minutes are not 30 and 2
+        return False
     rest = list(b.items) if len(b.items) <= MAX_LIST else []
     for item in a.items:
         twin = next((i for i, other in enumerate(rest) if _same(item, other, is_option)), None)
@@ -1150,14 +1176,18 @@ def _same(a, b, is_option=False):
     return True
 
 
+def _units(group):
+    return {item.unit for item in group.items if isinstance(item, Expression)} - {""}
+
+
 def _same_unit(a, b, is_option):
-    """Whether both are the same, or one is missing and no word in the other makes another number."""
-    if a == b or a and b:
-        return a == b
-    words = (a or b).split()
-    if any(word in _NO_UNITS or _alters(word) for word in words):
+    """Whether both are the same, or one is missing that is not essential."""
+    units = {a.unit, b.unit} - {""}
+    if a.unit == b.unit or len(units) > 1 or not _ESSENTIAL.isdisjoint(units):
+        return a.unit == b.unit
+    if units == {"%"} and abs(a.values[0] or 0) < 1:  # 1/2 is not 1/2 %
         return False
-    return not is_option or _KNOWN_UNITS.issuperset(words)  # 3 is not "3 neutrons", beside "3 protons"
+    return not is_option or units <= set(_UNITS.values())  # 3 is not "3 neutrons", beside "3 protons"
 
 
 def _same_relation(a, b):
@@ -1191,8 +1221,7 @@ def _equal(x, y):
     else:
         left = _decimal(x)
         right = _decimal(y)
-        error = _ZERO if 0 in (x, y) else max(abs(left), abs(right)) * _RELATIVE
-        are_equal = abs(left - right) <= error
+        are_equal = abs(left - right) <= max(abs(left), abs(right)) * _RELATIVE
     return are_equal or _is_rounding(x, y, least=12) or _is_rounding(y, x, least=12)
 
 
@@ -1278,6 +1307,11 @@ def _calculate(operate, numbers):
         result = operate(*(numbers if is_exact else map(_decimal, numbers)))
     except (ArithmeticError, ValueError):
         return None
+    if operate in (operator.add, operator.sub) and not is_exact:
+        low, high = sorted(map(abs, map(_decimal, numbers)))
+        if 0 < low < high * _RELATIVE:  # too small to be seen in the sum
+            return None
+        result = result if abs(result) > high * _ZERO else Fraction(0)
     is_small = _bits(result) <= MAX_BITS if isinstance(result, Fraction) else result.is_finite()
     return result if is_small else None
 
@@ -1290,6 +1324,7 @@ def _decimal(number):
 
 def _sine(x):
     """The power series."""
+    is_rounded = abs(x) > 1
     x %= 2 * _PI
     total = term = x
     n = 1
@@ -1297,7 +1332,7 @@ def _sine(x):
         n += 2
         term *= -x * x / (n * (n - 1))
         total += term
-    return total
+    return Decimal(0) if is_rounded and abs(total) < _ZERO else total
 
 
 def _power(base, exponent):
