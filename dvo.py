@@ -1827,7 +1827,7 @@ def show_what_was_learnt(run):
         logprobs = step_logprobs(run.policy, packed).tolist()
     if rank() > 0:
         return
-    print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.draw(tree), sep="\n")
+    print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.picture(tree), sep="\n")
     for kind, path in paths.items():
         print(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
         for i in path:

@@ -621,7 +621,7 @@ def context_length(model) -> int:
 
 
 # What a passed check found: of what type the weights were, the window within which all is exact (None: at any
-# length), the (heads, width) of keys and of values in every layer, their type, and the number of logits.
+# length), the (heads, size) of keys and of values in every layer, their type, and the number of logits.
 Served = namedtuple("Served", "weights window layers dtype vocabulary")
 CHECKING = threading.Lock()
 
@@ -714,18 +714,18 @@ def compare(model):
 
 def decoded(model, prompt, answers, layers, dtype):
     """Logits (2, 4, V) of the last token of the prompt and of the answers, as the engine computes them: in
-    slot 1, the prompt in two parts, the answers as siblings 0 and 2 of 3."""
-    cache = Cache(layers, dtype, model.device, slots=2, siblings=3, columns=64)
+    lane 1, the prompt in two parts, the answers as siblings 0 and 2 of 3."""
+    cache = Cache(layers, dtype, model.device, lanes=2, siblings=3, columns=64)
     cache.resize(32, {})
     prefill(model, cache, 1, 0, prompt[:3].tolist())
     prefill(model, cache, 1, 3, prompt[3:5].tolist())
     inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
-    steps = []
+    logits = []
     for t, newest in enumerate(inputs.T.tolist()):
-        slot, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
-        table = np.array([newest, slot, sibling, start, length])
-        steps.append(decode(model, cache, table)[0])
-    return torch.stack(steps, 1)
+        lane, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
+        table = np.array([newest, lane, sibling, start, length])
+        logits.append(decode(model, cache, table)[0])
+    return torch.stack(logits, 1)
 
 
 def same(a, b):
@@ -760,7 +760,7 @@ def hash_tokens(key, tokens):
     return hashlib.blake2b(key + data, digest_size=16).digest()
 
 
-def draw_words(key, length, n):
+def random_words(key, length, n):
     """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words."""
     generator = np.random.Philox(key=np.frombuffer(key, dtype="<u8"))
     words = generator.random_raw(length * n).view(np.int32)
@@ -825,9 +825,9 @@ def gumbel_argmax(p, words, token_hash):
 
 
 class Cache:
-    """Keys and values of the paths being sampled from: memory that is taken once, cut into slots of `width`
-    columns: slot s from s * width on. They hold, for a path of n tokens but its last and G = 3 siblings a, b,
-    c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
+    """Keys and values of the paths being sampled from: memory that is taken once, cut into lanes of `stride`
+    columns, lane s from s * stride on. A lane holds, for a path of n tokens but its last and G = 3 siblings
+    a, b, c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
 
         column      0 ... n-1    n    n+1  n+2  n+3  n+4  n+5  n+6 ...
         token       the path     a0   b0   c0   a1   b1   c1   a2
@@ -836,13 +836,13 @@ class Cache:
     So input t of sibling g stands in column n + t * G + g, at position n + t: nothing else is to be known.
     """
 
-    def __init__(self, layers, dtype, device, *, slots, siblings, columns):
-        """layers: of each layer the (heads, width) of its keys and of its values; columns: of all slots."""
-        self.slots = slots
+    def __init__(self, layers, dtype, device, *, lanes, siblings, columns):
+        """layers: of each layer the (heads, size) of its keys and of its values; columns: of all lanes."""
+        self.lanes = lanes
         self.siblings = siblings
         self.columns = columns
         self.device = device
-        self.width = 0
+        self.stride = 0
         self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
         self.blocks = []                        # one tensor for all planes of the same shape: mostly one
@@ -858,19 +858,19 @@ class Cache:
         return sum(block.nbytes for block in self.blocks)
 
     def room(self):
-        """How many slots there are at this width."""
-        return min(self.slots, self.columns // self.width) if self.width else 0
+        """How many lanes there are at this stride."""
+        return min(self.lanes, self.columns // self.stride) if self.stride else 0
 
-    def resize(self, width, used):
-        """Give slots another width. used: {slot: its columns in use}. Returns the new number of each."""
-        numbers = {slot: number for number, slot in enumerate(sorted(used))}
-        source = [torch.arange(used[slot]) + slot * self.width for slot in numbers]
-        target = [torch.arange(used[slot]) + number * width for slot, number in numbers.items()]
-        self.width = width
-        end = self.room() * width
+    def resize(self, stride, used):
+        """Give lanes another stride. used: {lane: its columns in use}. Returns the new number of each."""
+        numbers = {lane: number for number, lane in enumerate(sorted(used))}
+        source = [torch.arange(used[lane]) + lane * self.stride for lane in numbers]
+        target = [torch.arange(used[lane]) + number * stride for lane, number in numbers.items()]
+        self.stride = stride
+        stop = self.room() * stride
         for block in self.blocks:               # 0 * NaN is NaN
-            block[:, :, self.clean:end] = 0
-        self.clean = max(self.clean, end)
+            block[:, :, self.clean:stop] = 0
+        self.clean = max(self.clean, stop)
         if used:
             source = torch.cat(source).to(self.device)
             target = torch.cat(target).to(self.device)
@@ -878,10 +878,10 @@ class Cache:
                 plane.index_copy_(1, target, plane.index_select(1, source))
         return numbers
 
-    def take(self, first, columns, step=1):
-        """A copy of `columns` columns from `first` on, every `step`th: a (planes, H, T, D) of each block."""
-        end = first + columns * step
-        return [block[:, :, first:end:step].clone() for block in self.blocks]
+    def take(self, first, columns, every=1):
+        """A copy of `columns` columns from `first` on, every `every`th: a (planes, H, T, D) of each block."""
+        stop = first + columns * every
+        return [block[:, :, first:stop:every].clone() for block in self.blocks]
 
     def put(self, first, segments):
         """Write what `take` returned, one after the other, from column `first` on."""
@@ -889,66 +889,66 @@ class Cache:
             new = torch.cat(parts, 2)
             block[:, :, first:first + new.shape[2]] = new
 
-    def extend(self, at, slots, columns, layer, k, v):
+    def extend(self, at, lanes, columns, layer, k, v):
         """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns what it now has in the first
-        `columns` columns of `slots`, a slice: K, V (S, H, C, D), without a copy."""
+        `columns` columns of `lanes`, a slice: K, V (S, H, C, D), without a copy."""
         held = []
         for plane, new in zip(self.planes[2 * layer:2 * layer + 2], (k, v)):
             plane.index_copy_(1, at, new[0])
-            used = plane[:, :self.room() * self.width]
-            grid = used.unflatten(1, (-1, self.width))              # (H, all slots, width, D)
-            held.append(grid[:, slots, :columns].transpose(0, 1))
+            used = plane[:, :self.room() * self.stride]
+            grid = used.unflatten(1, (-1, self.stride))             # (H, all lanes, stride, D)
+            held.append(grid[:, lanes, :columns].transpose(0, 1))
         return held
 
 
-def prefill(model, cache, slot, start, tokens):
-    """Compute the KV of the `tokens` of a path, which come after `start` others in `slot`."""
+def prefill(model, cache, lane, start, tokens):
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
         part = torch.tensor(tokens[first:first + 1024], device=cache.device)
         begin = start + first
-        end = begin + len(part)
-        column = torch.arange(end, device=cache.device)
+        stop = begin + len(part)
+        column = torch.arange(stop, device=cache.device)
         position = column[begin:]
-        behind = (position[:, None] - column)[None]                 # (1, T, end)
-        extend = functools.partial(cache.extend, slot * cache.width + position, slice(slot, slot + 1), end)
+        behind = (position[:, None] - column)[None]                 # (1, T, stop)
+        extend = functools.partial(cache.extend, lane * cache.stride + position, slice(lane, lane + 1), stop)
         attention = masked_attention(behind >= 0, behind, extend)
         call_model(model, part[None], position[None], attention, logits_to_keep=1)
 
 
 def decode(model, cache, table):
     """Logits (N, V) of the token after the newest of N samples. table (5 + x, N) int64: of each sample its
-    newest token, its slot, its sibling number, the columns of its path and how many tokens it has drawn. The
+    newest token, its lane, its sibling number, the columns of its path and how many tokens it has drawn. The
     other x rows come back on the device: so a step copies to it once."""
-    _, slot, sibling, start, length = table[:5]
+    _, lane, sibling, start, length = table[:5]
     G = cache.siblings
-    S = int(slot.max()) + 1
+    S = int(lane.max()) + 1
     used = int((start + length * G + sibling).max()) + 1
-    columns = min(cache.width, -(-used // 16) * 16)                 # kernels like whole blocks
-    newest, slot, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
-    at = slot * cache.width + start + length * G + sibling
-    seen, behind = sight((S, G, columns), slot, sibling, start, length)
+    columns = min(cache.stride, -(-used // 16) * 16)                # kernels like whole blocks
+    newest, lane, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
+    at = lane * cache.stride + start + length * G + sibling
+    seen, behind = sight((S, G, columns), lane, sibling, start, length)
     extend = functools.partial(cache.extend, at, slice(S), columns)
     in_slots = masked_attention(seen, behind, extend)
 
     def attention(layer, window, q, k, v, scaling):
         _, Hq, N, D = q.shape
         grid = q.new_zeros(S, G, Hq, D)
-        grid[slot, sibling] = q[0].transpose(0, 1)                  # (N, Hq, D) -> (S, G, Hq, D)
+        grid[lane, sibling] = q[0].transpose(0, 1)                  # (N, Hq, D) -> (S, G, Hq, D)
         out = in_slots(layer, window, grid.transpose(1, 2), k, v, scaling)
-        return out[slot, sibling][None]                             # (S, G, Hq, Dv) -> (1, N, Hq, Dv)
+        return out[lane, sibling][None]                             # (S, G, Hq, Dv) -> (1, N, Hq, Dv)
     position = start + length
     logits = call_model(model, newest[None], position[None], attention).logits[0]
     return logits, others
 
 
-def sight(shape, slot, sibling, start, length):
-    """What N siblings, see `decode`, see in their slots, each its path and what it has drawn; and how many
+def sight(shape, lane, sibling, start, length):
+    """What N siblings, see `decode`, see in their lanes, each its path and what it has drawn; and how many
     positions behind that is: (S, G, columns) each, the `shape`."""
     S, G, columns = shape
     n = start.new_zeros(S, 1, 1)
-    n[slot, 0, 0] = start
+    n[lane, 0, 0] = start
     t = start.new_full((S, G, 1), -1)                               # where there is no sample
-    t[slot, sibling, 0] = length
+    t[lane, sibling, 0] = length
     g = torch.arange(G, device=start.device)[:, None]
     column = torch.arange(columns, device=start.device)
     after = column - n                                              # (S, 1, columns)
@@ -989,7 +989,7 @@ class Store:
                 self.stored -= block.nbytes
 
 
-# ---------------------------------------------------------------- the engine: jobs, and the rows of a forward
+# ---------------------------------------------------------------- the engine: jobs and drafts
 
 
 @dataclass
@@ -1008,7 +1008,7 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after: of its siblings those that share a slot, from `first` on."""
+    """A path to draw samples after: of its siblings those that share a lane, from `first` on."""
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
@@ -1028,11 +1028,11 @@ class Job:
 
 
 @dataclass(slots=True)
-class Row:
-    """One sample being drawn: a row of the forward."""
+class Draft:
+    """One sample being drawn, a token at a time."""
     job: Job
-    slot: int
-    sibling: int              # within its slot
+    lane: int
+    sibling: int              # within its lane
     start: int                # columns of its path
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
@@ -1043,15 +1043,15 @@ class Row:
 
 @dataclass
 class Scheduler:
-    """Which samples the next forward draws for: rows up to max_live, as far as there is memory: long paths
-    leave room for fewer slots. Where samples outgrow it, the youngest job gives its slot up and starts again
+    """Which samples the next forward draws for: drafts up to max_live, as far as there is memory: long paths
+    leave room for fewer lanes. Where samples outgrow it, the youngest job gives its lane up and starts again
     later, to draw the same, as its random words are the same."""
     cache: Cache
     max_live: int
     max_tokens: int
     context: int
     waiting: list = field(default_factory=list)     # heap of jobs
-    rows: list = field(default_factory=list)
+    drafts: list = field(default_factory=list)
 
     HEADROOM = 64             # tokens of each sibling for which a job must find room to start
 
@@ -1065,32 +1065,32 @@ class Scheduler:
         return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
 
     def used(self):
-        """{slot: its columns in use}."""
+        """{lane: its columns in use}."""
         used = {}
-        for row in self.rows:
-            columns = row.start + len(row.tokens) * self.cache.siblings
-            used[row.slot] = max(columns, used.get(row.slot, 0))
+        for draft in self.drafts:
+            columns = draft.start + len(draft.tokens) * self.cache.siblings
+            used[draft.lane] = max(columns, used.get(draft.lane, 0))
         return used
 
-    def provide(self, columns, slots):
-        """Whether there is memory for so many slots, each of so many columns; widens them if need be."""
+    def provide(self, columns, lanes):
+        """Whether there is memory for so many lanes, each of so many columns; widens them if need be."""
         used = self.used()
-        if columns <= self.cache.width and slots <= self.cache.room():
+        if columns <= self.cache.stride and lanes <= self.cache.room():
             return True
         columns = max(columns, *used.values(), 0)
-        most = self.cache.columns // slots
-        if most < columns or slots > self.cache.slots:
+        most = self.cache.columns // lanes
+        if most < columns or lanes > self.cache.lanes:
             return False
         generous = -(-columns * 5 // 4 // 64) * 64
         numbers = self.cache.resize(min(most, generous), used)
-        for row in self.rows:
-            row.slot = numbers[row.slot]
+        for draft in self.drafts:
+            draft.lane = numbers[draft.lane]
         return True
 
     def next(self):
-        """(job, slot) to start now; None if there is none or no room."""
+        """(job, lane) to start now; None if there is none or no room."""
         G = self.cache.siblings
-        if not self.waiting or len(self.rows) + G > self.max_live:
+        if not self.waiting or len(self.drafts) + G > self.max_live:
             return None
         start = self.waiting[0].start
         columns = start + G * min(self.limit(start), self.HEADROOM)
@@ -1100,15 +1100,15 @@ class Scheduler:
         return heapq.heappop(self.waiting), min(free)
 
     def make_room(self):
-        """Make room for the coming tokens, or send the youngest jobs back. Returns the rows given up."""
+        """Make room for the coming tokens, or send the youngest jobs back. Returns the drafts given up."""
         given_up = []
         while True:
             used = self.used()
             if self.provide(max(used.values()) + self.cache.siblings, len(used)):
                 return given_up
-            youngest = max(row.job for row in self.rows)
-            given_up += [row for row in self.rows if row.job is youngest]
-            self.rows = [row for row in self.rows if row.job is not youngest]
+            youngest = max(draft.job for draft in self.drafts)
+            given_up += [draft for draft in self.drafts if draft.job is youngest]
+            self.drafts = [draft for draft in self.drafts if draft.job is not youngest]
             heapq.heappush(self.waiting, youngest)
 
 
@@ -1129,29 +1129,29 @@ class Ending:
             raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
                              "correct its generation_config.json, or take its own tokenizer")
 
-    def step_ends(self, row):
-        """Whether the newest token of `row` completes the step's end after other text: alone (".\\n\\n") or
+    def step_ends(self, draft):
+        """Whether the newest token of `draft` completes the step's end after other text: alone (".\\n\\n") or
         with tokens before it ("\\n", "\\n"). Blanks at the start of a step do not count."""
-        token = self.texts[row.newest]
-        new = max(0, len(row.text) + 1 - len(self.format.step_end))     # where an end not yet seen may begin
-        row.text = row.text + token if row.text else token.lstrip()
-        return self.format.step_end in row.text[new:]
+        token = self.texts[draft.newest]
+        new = max(0, len(draft.text) + 1 - len(self.format.step_end))   # where an end not yet seen may begin
+        draft.text = draft.text + token if draft.text else token.lstrip()
+        return self.format.step_end in draft.text[new:]
 
-    def __call__(self, row):
+    def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
 
         1. At any EOS. 2. At the step's end after an announced answer: the solution. 3. At the step's end, or
         with the last of the tokens that a step has: the step, unless an announced answer is still to come,
         the whole response is wanted, or no other step would fit. 4. At a limit.
         """
-        drawn = len(row.tokens)
-        full = row.start + 1 + drawn >= self.context
-        if row.newest in self.eos:
+        drawn = len(draft.tokens)
+        full = draft.start + 1 + drawn >= self.context
+        if draft.newest in self.eos:
             return "eos"
-        at_end = self.step_ends(row)
+        at_end = self.step_ends(draft)
         counted = drawn == self.format.step_tokens
         if at_end or counted:
-            response = row.job.thinking + self.decode(row.job.said + row.tokens)
+            response = draft.job.thinking + self.decode(draft.job.said + draft.tokens)
             waits = self.format.waits(response)
             if at_end and not waits and self.format.announces(response):
                 return "answer"
@@ -1178,20 +1178,20 @@ def eos_tokens(model, tokenizer):
 
 @dataclass(eq=False)
 class Engine:
-    """Draws samples for many jobs: `submit` jobs; every `step` returns those that ended. Raises InputError
+    """Draws samples for many jobs: `submit` jobs; every `advance` returns those that ended. Raises InputError
     for a model that cannot be served."""
     model: torch.nn.Module
     tokenizer: object
     _: KW_ONLY
     slots: int                # the samples of so many jobs fill a forward
-    siblings: int             # samples a job; more than SHARE take several slots of the cache
+    siblings: int             # samples a job; more than SHARE take several lanes of the cache
     max_tokens: int
     temperature: float = 1.0
     whole: bool = False       # samples are whole responses instead of steps; their KV is not kept
     format: Format = Format()
     kv_budget: float | None = None      # bytes of all keys and values; default: half the free memory
 
-    SHARE = 8                 # siblings in a slot of the cache: each attends over what all of them added
+    SHARE = 8                 # siblings in a lane of the cache: each attends over what all of them added
 
     @torch.inference_mode(False)            # its memory outlives the mode of who calls
     def __post_init__(self):
@@ -1208,7 +1208,7 @@ class Engine:
     def restart(self):
         """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
         self.schedule.waiting = []
-        self.schedule.rows = []
+        self.schedule.drafts = []
         self.store.forget([*self.store.segments])
         self.weights = some_weights(self.model)
 
@@ -1229,7 +1229,7 @@ class Engine:
             self.opening = hash_tokens(b"", opening), opening
 
     def submit(self, job):
-        """Let `job` wait for slots; its `samples` become the result."""
+        """Let `job` wait for lanes; its `samples` become the result."""
         number = next(self.numbers)
         samples = [None] * self.siblings
         for first in range(0, self.siblings, self.cache.siblings):
@@ -1238,47 +1238,47 @@ class Engine:
             heapq.heappush(self.schedule.waiting, part)
 
     @torch.no_grad()
-    def step(self):
+    def advance(self):
         """Start jobs, draw one token for every live sample, and return the jobs that this completed."""
         while place := self.schedule.next():
             self.start(*place)
-        if not self.schedule.rows:
+        if not self.schedule.drafts:
             return []
-        for row in self.schedule.make_room():
-            self.stats["sampled"] -= len(row.tokens)
+        for draft in self.schedule.make_room():
+            self.stats["sampled"] -= len(draft.tokens)
         live, completed = [], []
-        for row, token, logprob in zip(self.schedule.rows, *self.draw()):
-            row.newest = token
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            end = self.ending(row)
+        for draft, token, logprob in zip(self.schedule.drafts, *self.draw()):
+            draft.newest = token
+            draft.tokens.append(token)
+            draft.logprobs.append(logprob)
+            end = self.ending(draft)
             if not end:
-                live.append(row)
+                live.append(draft)
                 continue
-            self.finish(row, end)
-            if None not in row.job.samples:
-                completed.append(row.job)
-        self.schedule.rows = live
+            self.finish(draft, end)
+            if None not in draft.job.samples:
+                completed.append(draft.job)
+        self.schedule.drafts = live
         return completed
 
-    def start(self, job, slot):
-        gather(self, job, slot)
+    def start(self, job, lane):
+        gather(self, job, lane)
         key, tokens = job.path[-1]
-        words = draw_words(key, self.max_tokens, self.siblings)
+        words = random_words(key, self.max_tokens, self.siblings)
         # A step of a given number of tokens may have ended amid a line: its text goes on.
         text = self.ending.decode(job.said) if self.format.step_tokens else ""
         mine = job.samples[job.first:job.first + self.cache.siblings]
         for sibling, sample in enumerate(mine):
-            if sample is None:                  # else it ended before the job gave up its slot
-                row = Row(job, slot, sibling, start=job.start, words=words[job.first + sibling],
+            if sample is None:                  # else it ended before the job gave up its lane
+                draft = Draft(job, lane, sibling, start=job.start, words=words[job.first + sibling],
                           newest=tokens[-1], text=text)
-                self.schedule.rows.append(row)
+                self.schedule.drafts.append(draft)
 
     def draw(self):
-        """The next token of every row and its log-prob: two lists."""
-        rows = self.schedule.rows
-        state = [(row.newest, row.slot, row.sibling, row.start, len(row.tokens)) for row in rows]
-        words = [row.words[len(row.tokens)] for row in rows]
+        """The next token of every draft and its log-prob: two lists."""
+        drafts = self.schedule.drafts
+        state = [(d.newest, d.lane, d.sibling, d.start, len(d.tokens)) for d in drafts]
+        words = [draft.words[len(draft.tokens)] for draft in drafts]
         table = np.hstack((state, words)).T                         # (7, N)
         logits, words = decode(self.model, self.cache, np.ascontiguousarray(table))
         words = torch.stack(words, 1).int()                         # (N, 2)
@@ -1289,41 +1289,41 @@ class Engine:
             raise InputError("the model's logits are not finite: its weights hold NaN, or numbers too large "
                              "for their type")
         self.stats["forwards"] += 1
-        self.stats["sampled"] += len(rows)
+        self.stats["sampled"] += len(drafts)
         return map(int, token), logprob
 
-    def finish(self, row, end):
-        """Turn `row` into a Sample; keep the KV of a step."""
-        text = self.ending.decode(row.tokens)
-        row.job.samples[row.job.first + row.sibling] = Sample(row.tokens, row.logprobs, text, end)
+    def finish(self, draft, end):
+        """Turn `draft` into a Sample; keep the KV of a step."""
+        text = self.ending.decode(draft.tokens)
+        draft.job.samples[draft.job.first + draft.sibling] = Sample(draft.tokens, draft.logprobs, text, end)
         if end == "step":
-            key = hash_tokens(row.job.path[-1][0], row.tokens)
-            first = row.slot * self.cache.width + row.start + row.sibling
-            segment = self.cache.take(first, len(row.tokens), step=self.cache.siblings)
+            key = hash_tokens(draft.job.path[-1][0], draft.tokens)
+            first = draft.lane * self.cache.stride + draft.start + draft.sibling
+            segment = self.cache.take(first, len(draft.tokens), every=self.cache.siblings)
             self.store.keep(key, segment, soon=True)
-            row.job.keys.add(key)
+            draft.job.keys.add(key)
 
 
-def gather(engine, job, slot):
-    """Bring the KV of the path of `job` into `slot`: what is stored, and the rest computed.
+def gather(engine, job, lane):
+    """Bring the KV of the path of `job` into `lane`: what is stored, and the rest computed.
 
     The last token of the path is not part of it: it is the first input of every sibling. So a node's segment
     is the KV of the inputs that predicted its step: the last token of its parent and its own but the last.
     """
     keys, steps = zip(*job.path)
     inputs = [*chain(*steps)]
-    ends = accumulate(map(len, steps), initial=0)
-    bounds = [max(0, end - 1) for end in ends]                      # of the segments
+    stops = accumulate(map(len, steps), initial=0)
+    bounds = [max(0, stop - 1) for stop in stops]                   # of the segments
     found = engine.store.find(keys)
     have, need = bounds[len(found)], bounds[-1]
-    column = slot * engine.cache.width
+    column = lane * engine.cache.stride
     if found:
         engine.cache.put(column, found)
     if have < need:
-        prefill(engine.model, engine.cache, slot, have, inputs[have:need])
+        prefill(engine.model, engine.cache, lane, have, inputs[have:need])
         for i in range(len(found), len(keys)):
-            begin, end = bounds[i], bounds[i + 1]
-            segment = engine.cache.take(column + begin, end - begin)
+            begin, stop = bounds[i], bounds[i + 1]
+            segment = engine.cache.take(column + begin, stop - begin)
             engine.store.keep(keys[i], segment)
             job.keys.add(keys[i])
     engine.stats["reused"] += have
@@ -1334,20 +1334,20 @@ def take_memory(engine, context):
     """The cache of the live samples, which come first, and a store with the rest of the budget."""
     model = engine.model
     layers, dtype = model.served.layers, model.served.dtype
-    column = dtype.itemsize * sum(heads * width for heads, width in chain(*layers))
-    parts = -(-engine.siblings // engine.SHARE)                     # slots of a job
+    column_bytes = dtype.itemsize * sum(heads * size for heads, size in chain(*layers))
+    parts = -(-engine.siblings // engine.SHARE)                     # lanes of a job
     siblings = -(-engine.siblings // parts)
-    # In spare slots further jobs take over the rows of samples that finish; whole responses take too much.
+    # In spare lanes further jobs take the place of samples that finish; whole responses take too much.
     spare = 0 if engine.whole else engine.slots // 2
-    slots = parts * (engine.slots + spare)
+    lanes = parts * (engine.slots + spare)
     budget = engine.kv_budget
     if budget is None:
         budget = 0.5 * free_memory(model.device)
-    one_job = column * (1024 + siblings * engine.max_tokens)        # after a path of usual length
+    one_job = column_bytes * (1024 + siblings * engine.max_tokens)  # after a path of usual length
     share = min(budget, max(budget / 2, one_job))
-    most = slots * (context + siblings * engine.max_tokens)
-    columns = min(int(share / column), most)
-    cache = Cache(layers, dtype, model.device, slots=slots, siblings=siblings, columns=columns)
+    most = lanes * (context + siblings * engine.max_tokens)
+    columns = min(int(share / column_bytes), most)
+    cache = Cache(layers, dtype, model.device, lanes=lanes, siblings=siblings, columns=columns)
     return cache, Store(budget - cache.nbytes)
 
 
@@ -1488,7 +1488,7 @@ def serve(engine, asked, client, drawn=lambda n: None):
     """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
 
     asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
-    so on. Yields what each returns, unless None, as they end. drawn is called with the tokens of each step.
+    so on. Yields what each returns, unless None, as they end. drawn is called with the number of new tokens.
     """
     engine.restart()
     asked = iter(asked)
@@ -1501,7 +1501,7 @@ def serve(engine, asked, client, drawn=lambda n: None):
         if not keys:
             return
         before = engine.stats["sampled"]
-        turns += [(job.owner, job.samples) for job in engine.step()]
+        turns += [(job.owner, job.samples) for job in engine.advance()]
         drawn(engine.stats["sampled"] - before)
         ended = []
         for served, samples in turns:
@@ -1607,7 +1607,7 @@ def paint(text, value):
 MARKS = {"right": "+", "wrong": "-"}
 
 
-def draw(tree, width=110, unvisited=False, i=0, indent=""):
+def picture(tree, width=110, unvisited=False, i=0, indent=""):
     """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
     x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. From node i on."""
     node = tree.nodes[i]
@@ -1625,7 +1625,7 @@ def draw(tree, width=110, unvisited=False, i=0, indent=""):
         if len(text) > room:
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
-        yield from draw(tree, width, unvisited, j, indent + deeper)
+        yield from picture(tree, width, unvisited, j, indent + deeper)
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
@@ -1774,7 +1774,7 @@ def main():
     elif args.show:
         width = shutil.get_terminal_size((110, 24)).columns
         for tree in islice(read_trees(args.show), args.limit):
-            print(*draw(tree, width), sep="\n", end="\n\n")
+            print(*picture(tree, width), sep="\n", end="\n\n")
     elif args.model and args.data and args.out:
         search_file(args)
     else:

@@ -71,7 +71,7 @@ class StepEnds:
 
     def __init__(self, ending, rows):
         self.ending, self.done = ending, [False] * rows
-        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
+        self.rows = [mcts.Draft(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
 
     def __call__(self, ids, scores, **_):
         for i, (row, row.newest) in enumerate(zip(self.rows, ids[:, -1].tolist())):
@@ -167,9 +167,9 @@ def start(model, tokenizer, problems, args, before_step=None):
                          max_tokens=args.max_step_tokens, kv_budget=args.kv_budget and args.kv_budget * 2**30)
     if args.shape:
         engine.ending = Forced(engine.ending, len(engine.token_hash))
-    step = engine.step
+    advance = engine.advance
     if before_step:
-        engine.step = lambda: (before_step(), step())[1]
+        engine.advance = lambda: (before_step(), advance())[1]
     return mcts.search(model, tokenizer, problems, tasks.reward, iterations=args.iterations,
                        breadth=args.breadth, seed=args.seed, engine=engine), engine
 
@@ -250,8 +250,8 @@ def search(args):
     def count():
         nonlocal columns, samples, before
         columns += sum(engine.schedule.used().values())
-        samples += len(engine.schedule.rows)
-        before += sum(row.start + len(row.tokens) for row in engine.schedule.rows)
+        samples += len(engine.schedule.drafts)
+        before += sum(row.start + len(row.tokens) for row in engine.schedule.drafts)
     with Peak(model.device) as peak:
         searching, engine = start(model, tokenizer, problems, args, count)
         trees = list(searching)
@@ -369,15 +369,15 @@ def tenth_of_memory(model, tokenizer, problems, reward):
     runs, budget = {}, None
     for name in "all", "a tenth":
         engine = mcts.Engine(model, tokenizer, slots=16, siblings=5, max_tokens=64, kv_budget=budget)
-        step, most = engine.step, 0
+        advance, most = engine.advance, 0
 
         def watched():
             nonlocal most
-            done = step()
+            done = advance()
             column = engine.cache.nbytes // engine.cache.columns
             most = max(most, engine.store.stored + column * sum(engine.schedule.used().values()))
             return done
-        engine.step = watched
+        engine.advance = watched
         with Peak(model.device) as peak:
             runs[name] = {t.question: [(n.parent, n.tokens, n.visits, n.value) for n in t.nodes]
                           for t in mcts.search(model, tokenizer, problems, reward, iterations=10, engine=engine)}

@@ -88,7 +88,7 @@ def test_the_tokenizer_merges_blank_lines(tok):
 
 
 def row_of():
-    return mcts.Row(Job([]), 0, 0, 0, None, 0)
+    return mcts.Draft(Job([]), 0, 0, 0, None, 0)
 
 
 @pytest.mark.parametrize("step_end", ["\n\n", "\n", ". "])
@@ -133,7 +133,7 @@ def only_sample(lm, tok, said="", prompt="Add 3.", limit=8, **settings):
     prompt, said = tok(prompt).input_ids, tok(said).input_ids
     path = [(bytes(16), prompt), (bytes(16), said)][:2 if said else 1]
     engine.submit(Job(path, said, mcts.thinking(tok, prompt)))
-    while not (done := engine.step()):
+    while not (done := engine.advance()):
         pass
     return done[0].samples[0]
 
@@ -478,8 +478,8 @@ def engines(monkeypatch):
             self.bytes = 0                      # of keys and values, at most
             made.append(self)
 
-        def step(self):
-            jobs = super().step()
+        def advance(self):
+            jobs = super().advance()
             kept = sum(block.nbytes for segment in self.store.segments.values() for block in segment)
             assert self.store.stored == kept
             self.bytes = max(self.bytes, kept + self.cache.nbytes)
@@ -519,7 +519,7 @@ def test_what_all_prompts_begin_with_is_computed_once(whole, lm, tok, engines):
 def test_slots_move_without_a_loss():
     """What they hold survives every change of their width and number, and nothing else may be NaN."""
     rng = random.Random(0)
-    cache = mcts.Cache([((2, 3), (2, 3)), ((1, 4), (2, 3))], slots=6, siblings=2, columns=120,
+    cache = mcts.Cache([((2, 3), (2, 3)), ((1, 4), (2, 3))], lanes=6, siblings=2, columns=120,
                        dtype=torch.float32, device=torch.device("cpu"))
     assert [tuple(block.shape) for block in cache.blocks] == [(3, 2, 120, 3), (1, 1, 120, 4)]
     for block in cache.blocks:
@@ -662,7 +662,7 @@ def chi_squared(counts, expected):
 def keyed_draws(logits, temperature=1.0, paths=5, length=50, n=80):
     """(paths, n, length) tokens drawn from one distribution, under the keys that a search would use."""
     path_keys = [mcts.hash_tokens(bytes(8), [i]) for i in range(paths)]
-    words = [torch.tensor(mcts.draw_words(key, length, n)).reshape(-1, 2) for key in path_keys]
+    words = [torch.tensor(mcts.random_words(key, length, n)).reshape(-1, 2) for key in path_keys]
     hashes = mcts.hash_vocabulary(len(logits), "cpu")
     token, logprob = mcts.pick(logits.expand(paths * length * n, -1), torch.cat(words), hashes, temperature)
     assert torch.allclose(logprob, logits.log_softmax(-1)[token]), "log-probs are those at temperature 1"
@@ -691,7 +691,7 @@ def test_draws_of_neighbours_are_independent(neighbours):
 def test_a_key_does_not_depend_on_the_limit():
     """A longer step limit, or another batch, draws the same tokens."""
     key = mcts.hash_tokens(bytes(8), [1, 2, 3])
-    assert np.array_equal(mcts.draw_words(key, 5, 3), mcts.draw_words(key, 9, 3)[:, :5])
+    assert np.array_equal(mcts.random_words(key, 5, 3), mcts.random_words(key, 9, 3)[:, :5])
     assert key != mcts.hash_tokens(bytes(8), [1, 2]) != mcts.hash_tokens(bytes(8), [2, 1])
 
 
@@ -1196,10 +1196,10 @@ V -0.33  N 3   1 + 1? -> 2
 def test_drawing(capsys, monkeypatch):
     """Plain text, where stdout is no terminal. On the edges credits: +0.33 is 0 + 1/3, -0.67 is -1 + 1/3."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\n".join(mcts.draw(small_tree())) == DRAWING
-    lines = list(mcts.draw(small_tree(), unvisited=True))
+    assert "\n".join(mcts.picture(small_tree())) == DRAWING
+    lines = list(mcts.picture(small_tree(), unvisited=True))
     assert len(lines) == 7 and lines[-1] == "└─ +0.33 ─ V +0.00  N 0     Later."
-    narrow = list(mcts.draw(small_tree(), width=38))
+    narrow = list(mcts.picture(small_tree(), width=38))
     assert narrow[-2] == "└─ -0.67 ─ V -1.00  N 1     Guess, th…" and max(map(len, narrow)) == 38
 
 
