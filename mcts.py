@@ -68,7 +68,7 @@ class Format:
     training, so that their prompts cannot differ.
 
     instruction   the system turn (default: asks for the steps and the marker below); "" for none
-    step_end      the text that ends a step, once the step holds other text
+    step_end      the text that ends a step, once the step holds other text before it
     marker        the text that announces the final answer
     step_tokens   a step ends after so many tokens instead: for thoughts without such a structure
     prompt        (tokenizer, question) -> token ids or text, instead of the template; called with a third
@@ -256,10 +256,7 @@ class Tree:
         _, ended, after = node.text.lstrip().rpartition(step_end)
         counted = len(node.tokens) == self.config.get("step_tokens")
         whole = counted or ended and not after.strip()
-        if whole and node.depth >= self.config.get("depth", 0):
-            return "deep"
-        long = len(node.tokens) >= self.config.get("max_step_tokens", 0)
-        return "cut" if long or "eos" in self.config else "unanswered"      # older files do not name the EOS
+        return "deep" if whole and node.depth >= self.config.get("depth", 0) else "cut"
 
     def endings(self):
         """How often its terminal nodes ended how."""
@@ -477,10 +474,6 @@ def reason(error):
 # ---------------------------------------------------------------- the model: attention of our own
 
 
-class Unserved(Exception):
-    """Why a model can be neither searched nor trained."""
-
-
 own_sdpa = AttentionInterface()["sdpa"]
 
 
@@ -493,12 +486,12 @@ def attend(module, query, key, value, attention_mask, scaling=None, sliding_wind
     attention = getattr(attention_mask, "attention", None)
     if attention is None:
         if attention_mask is not None and attention_mask.numel() < query.shape[2]:
-            raise Unserved("its forward copies the mask (in activation checkpointing: use_reentrant=False)")
+            raise InputError("its forward copies the mask (in activation checkpointing: use_reentrant=False)")
         return own_sdpa(module, query, key, value, attention_mask, scaling=scaling,
                         sliding_window=sliding_window, **how)
     for name in "softcap", "s_aux", "position_bias":
         if how.get(name) is not None:
-            raise Unserved(f"its attention has a {name}, which ours lacks")
+            raise InputError(f"its attention has a {name}, which ours lacks")
     layer = attention_mask.calls
     attention_mask.calls += 1
     scaling = scaling or query.shape[-1] ** -0.5
@@ -603,6 +596,8 @@ def logits_of(lm) -> Callable:
 # ---------------------------------------------------------------- the model: is it served exactly?
 
 
+NOT_FINITE = "{} logits are not finite: its weights hold NaN, or numbers too large for their type"
+
 # Beyond these a token sees other tokens than those of its path, or sees them otherwise.
 LIMITS = "max_position_embeddings", "attention_chunk_size", "floor_scale", "keep_window_size"
 
@@ -641,7 +636,7 @@ def check_model(model) -> None:
         except torch.OutOfMemoryError:
             raise InputError(f"{name} leaves no memory on {model.device} to run 18 tokens") from None
         except Exception as error:              # whatever its own code raises
-            kind = "" if isinstance(error, Unserved) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
                              "a decoder such as Llama, Qwen, Mistral or Gemma 3") from None
 
@@ -651,16 +646,17 @@ def refuse_by_name(model):
     types = set(getattr(config, "layer_types", None) or ())
     types -= {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe", "dense"}
     if torch.is_autocast_enabled(model.device.type):
-        raise Unserved("torch.autocast is on, under which its logits are not its own")
+        raise InputError("torch.autocast is on, under which its logits are not its own")
     if getattr(config, "attn_logit_softcapping", None):
-        raise Unserved("its attention has a soft cap, which ours lacks")
+        raise InputError("its attention has a soft cap, which ours lacks")
     if any("sink" in name for name, _ in model.named_parameters()):
-        raise Unserved("its attention has sinks, which ours lacks")
+        raise InputError("its attention has sinks, which ours lacks")
     if types:
-        raise Unserved(f"its layers of type {', '.join(sorted(types))} keep a state or choose what they see")
+        kinds = ", ".join(sorted(types))
+        raise InputError(f"its layers of type {kinds} keep a state or choose what they see")
     if model.config._attn_implementation != "sdpa":
-        raise Unserved(f"its attention is {model.config._attn_implementation!r}, not PyTorch's sdpa (load it "
-                       'with attn_implementation="sdpa", if it has that)')
+        raise InputError(f"its attention is {model.config._attn_implementation!r}, not PyTorch's sdpa (load "
+                         'it with attn_implementation="sdpa", if it has that)')
 
 
 def within_windows(model):
@@ -683,7 +679,7 @@ def within_windows(model):
 
 
 def compare(model):
-    """Raise Unserved unless decoding in the engine, and a packed tree as in training, have the logits of a
+    """Raise InputError unless decoding in the engine, and a packed tree as in training, have the logits of a
     plain forward: a prompt of 6 tokens, two answers of 3. Returns what Served says of KV and logits."""
     lm = causal_lm(model)
     vocabulary = min(97, model.config.get_text_config().vocab_size)
@@ -692,7 +688,7 @@ def compare(model):
     rows = torch.cat((prompt.expand(2, 6), answers), 1)             # (2, 9)
     plain = model(input_ids=rows, use_cache=False).logits           # (2, 9, V)
     if not plain.isfinite().all():
-        raise Unserved("its logits are not finite: its weights hold NaN, or numbers too large for their type")
+        raise InputError(NOT_FINITE.format("its"))
     position = torch.tensor([[*range(9), 6, 7, 8]], device=model.device)
     seen = torch.ones(1, 12, 12, dtype=torch.bool, device=model.device).tril()
     seen[:, 9:, 6:9] = False                                        # the second answer sees not the first
@@ -705,10 +701,10 @@ def compare(model):
         return attention(layer, window, q, k, v, scaling)
     hidden = hidden_states(lm, tokens[None], position, recorded)
     if not layers or not same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:]):
-        raise Unserved(why_not(model, rows, plain, len(layers)))
+        raise InputError(why_not(model, rows, plain, len(layers)))
     expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
     if not same(logits_of(lm)(hidden[0]), expected):
-        raise Unserved("its forward makes other logits of its hidden states than its head alone")
+        raise InputError("its forward makes other logits of its hidden states than its head alone")
     return layers, dtypes[0], plain.shape[-1]
 
 
@@ -1116,26 +1112,24 @@ class Ending:
     """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
 
     def __init__(self, engine, context):
-        model, tokenizer = engine.model, engine.tokenizer
-        self.format = engine.format
-        self.max_tokens = engine.max_tokens
+        self.engine = engine
         self.context = context
-        self.whole = engine.whole
-        self.decode = functools.partial(tokenizer.decode, **PLAIN)
-        size = model.served.vocabulary
-        self.texts = vocabulary_texts(tokenizer, len(tokenizer), size)
-        self.eos = eos_tokens(model, tokenizer)
+        self.decode = functools.partial(engine.tokenizer.decode, **PLAIN)
+        self.eos = eos_tokens(engine.model, engine.tokenizer)
+        size = engine.model.served.vocabulary
+        self.texts = vocabulary_texts(engine.tokenizer, len(engine.tokenizer), size)
         if max(self.eos, default=0) >= size:
             raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
                              "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, draft):
         """Whether the newest token of `draft` completes the step's end after other text: alone (".\\n\\n") or
-        with tokens before it ("\\n", "\\n"). Blanks at the start of a step do not count."""
+        with tokens before it ("\\n", "\\n"). Blanks, or an end, that a step begins with do not count."""
         token = self.texts[draft.newest]
-        new = max(0, len(draft.text) + 1 - len(self.format.step_end))   # where an end not yet seen may begin
         draft.text = draft.text + token if draft.text else token.lstrip()
-        return self.format.step_end in draft.text[new:]
+        step_end = self.engine.format.step_end
+        unseen = len(draft.text) - len(token) - len(step_end) + 1       # where an end not yet seen may begin
+        return step_end in draft.text[max(1, unseen):]
 
     def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
@@ -1144,21 +1138,22 @@ class Ending:
         with the last of the tokens that a step has: the step, unless an announced answer is still to come,
         the whole response is wanted, or no other step would fit. 4. At a limit.
         """
+        engine, format = self.engine, self.engine.format
         drawn = len(draft.tokens)
         full = draft.start + 1 + drawn >= self.context
         if draft.newest in self.eos:
             return "eos"
         at_end = self.step_ends(draft)
-        counted = drawn == self.format.step_tokens
+        counted = drawn == format.step_tokens
         if at_end or counted:
             response = draft.job.thinking + self.decode(draft.job.said + draft.tokens)
-            waits = self.format.waits(response)
-            if at_end and not waits and self.format.announces(response):
+            waits = format.waits(response)
+            if at_end and not waits and format.announces(response):
                 return "answer"
-            ended = counted if self.format.step_tokens else not waits
-            if ended and not (self.whole or full):
+            ended = counted if format.step_tokens else not waits
+            if ended and not (engine.whole or full):
                 return "step"
-        return "cut" if full or drawn >= self.max_tokens else None
+        return "cut" if full or drawn >= engine.max_tokens else None
 
 
 @functools.lru_cache(maxsize=2)
@@ -1183,8 +1178,8 @@ class Engine:
     model: torch.nn.Module
     tokenizer: object
     _: KW_ONLY
-    slots: int                # the samples of so many jobs fill a forward
     siblings: int             # samples a job; more than SHARE take several lanes of the cache
+    slots: int | None = None  # jobs whose samples fill a forward; default: 80 samples on a CPU, else 320
     max_tokens: int
     temperature: float = 1.0
     whole: bool = False       # samples are whole responses instead of steps; their KV is not kept
@@ -1196,6 +1191,8 @@ class Engine:
     @torch.inference_mode(False)            # its memory outlives the mode of who calls
     def __post_init__(self):
         check_model(self.model)
+        fill = 80 if self.model.device.type == "cpu" else 320
+        self.slots = self.slots or max(1, fill // self.siblings)
         context = context_length(self.model)
         self.ending = Ending(self, context)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
@@ -1286,8 +1283,7 @@ class Engine:
         both = torch.stack((token.to(logprob.dtype), logprob))      # exact: ids are below 2^24
         token, logprob = both.tolist()                              # the only wait for the device
         if not all(map(math.isfinite, logprob)):
-            raise InputError("the model's logits are not finite: its weights hold NaN, or numbers too large "
-                             "for their type")
+            raise InputError(NOT_FINITE.format("the model's"))
         self.stats["forwards"] += 1
         self.stats["sampled"] += len(drafts)
         return map(int, token), logprob
@@ -1408,7 +1404,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     breadth            children kept at an expansion, of `candidates` sampled (default: as many)
     depth              steps a solution may have
     max_step_tokens    a step cut at this length is a failure
-    slots, kv_budget   see Engine (default: 16 slots on a CPU, else 64)
+    slots, kv_budget   see Engine
     engine             a ready Engine, instead of slots, candidates, max_step_tokens and format
     progress           called with the iterations completed; a tree that ends early counts its rest
 
@@ -1423,8 +1419,6 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
         max_step_tokens, format = engine.max_tokens, engine.format
     if candidates is None:
         candidates = breadth
-    if slots is None:
-        slots = 16 if model.device.type == "cpu" else 64
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
                   seed=seed, max_step_tokens=max_step_tokens)
     check_search(config | dict(slots=slots, kv_budget=kv_budget))
@@ -1451,8 +1445,6 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     """
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1))
     check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
-    if slots is None:
-        slots = max(1, (80 if model.device.type == "cpu" else 320) // n)
     prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
                     temperature=temperature, format=format, kv_budget=kv_budget)
@@ -1490,9 +1482,10 @@ def serve(engine, asked, client, drawn=lambda n: None):
     asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
     so on. Yields what each returns, unless None, as they end. drawn is called with the number of new tokens.
     """
-    engine.restart()
     asked = iter(asked)
     keys = {}                                   # of the KV stored for each client
+    engine.restart()
+    engine.clients = keys
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
         engine.share_opening([prompt for _, prompt in new])
@@ -1607,13 +1600,13 @@ def paint(text, value):
 MARKS = {"right": "+", "wrong": "-"}
 
 
-def picture(tree, width=110, unvisited=False, i=0, indent=""):
-    """Lines that draw `tree`: on each edge the credit, on each node V, N and the step; + right, - wrong,
-    x failed. Steps below which nothing ended (N = 0) are left out unless `unvisited`. From node i on."""
+def picture(tree, width=110, i=0, indent=""):
+    """Lines that show `tree` from node i on: the credit on each edge, V, N and the step on each node; +
+    right, - wrong, x failed. Steps below which nothing ended (N = 0) are left out."""
     node = tree.nodes[i]
     if i == 0:
         yield f"{paint(node.counts, node.value)} {tree.question} -> {tree.answer}"
-    children = [j for j in node.children if unvisited or tree.nodes[j].visits]
+    children = [j for j in node.children if tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
         branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
@@ -1625,7 +1618,7 @@ def picture(tree, width=110, unvisited=False, i=0, indent=""):
         if len(text) > room:
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
-        yield from picture(tree, width, unvisited, j, indent + deeper)
+        yield from picture(tree, width, j, indent + deeper)
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
@@ -1690,7 +1683,7 @@ def add_search_flags(parser):
             ("c-puct", float, "weight of exploration in PUCT; the authors' code: 1.5"),
             ("candidates", int, "steps sampled at an expansion; the likeliest stay; default: as breadth"),
             ("max-step-tokens", int, "a step cut at this length is a failure"),
-            ("slots", int, "leaves whose samples fill a forward; default: 16 on a CPU, 64 on a GPU"),
+            ("slots", int, "leaves whose samples fill a forward; default: 80 samples, 320 on a GPU"),
             ("kv-budget", float, "GiB of keys and values; default: half of the free memory")):
         default = search.__kwdefaults__[flag.replace("-", "_")]
         group.add_argument(f"--{flag}", type=kind, default=default, metavar="N",
