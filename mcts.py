@@ -34,6 +34,7 @@ from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import accumulate, chain, count, cycle, islice, takewhile
+from operator import attrgetter
 
 if "PYTORCH_ALLOC_CONF" not in os.environ:      # what torch reads; by its older name, first
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -517,19 +518,18 @@ def call_model(model, tokens: torch.Tensor, positions: torch.Tensor, attention: 
     return model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False, **how)
 
 
-def masked_attention(seen, behind, keys_and_values=lambda layer, k, v: (k, v)):
+def masked_attention(seen, behind):
     """An attention for call_model: token t of row b sees column c if seen[b, t, c] and, in a layer with a
     window, if behind[b, t, c], the positions from c to t, is less than that.
 
-    seen, behind (B, T, C); keys_and_values(layer, k, v) -> K (B, H, C, D), V (B, H, C, Dv), else k and v. The
-    Hq / H query heads that share a key head become rows of one head, so that no key is copied.
+    seen, behind (B, T, C). The Hq / H query heads that share a key head become rows of one head, so that no
+    key is copied.
     """
     biases = {}
 
     def attention(layer, window, q, k, v, scaling):
-        K, V = keys_and_values(layer, k, v)
         B, Hq, T, D = q.shape
-        H = K.shape[1]
+        H = k.shape[1]
         kind = window, Hq // H
         if kind not in biases:
             near = seen if window is None else seen & (behind < window)
@@ -537,7 +537,7 @@ def masked_attention(seen, behind, keys_and_values=lambda layer, k, v: (k, v)):
             bias = bias.masked_fill_(~near, -torch.inf)
             biases[kind] = bias[:, None].repeat(1, 1, Hq // H, 1)   # (B, 1, Hq / H * T, C)
         rows = q.reshape(B, H, -1, D)                               # (B, H, Hq / H * T, D)
-        out = F.scaled_dot_product_attention(rows, K, V, biases[kind], scale=scaling)
+        out = F.scaled_dot_product_attention(rows, k, v, biases[kind], scale=scaling)
         return out.reshape(B, Hq, T, -1).transpose(1, 2)            # (B, T, Hq, Dv)
     return attention
 
@@ -836,6 +836,7 @@ class Cache:
         """layers: of each layer the (heads, size) of its keys and of its values; columns: of all lanes."""
         self.lanes = lanes
         self.siblings = siblings
+        self.heads = layers[0][0][0]
         self.columns = columns
         self.device = device
         self.stride = 0
@@ -885,15 +886,14 @@ class Cache:
             new = torch.cat(parts, 2)
             block[:, :, first:first + new.shape[2]] = new
 
-    def extend(self, at, lanes, columns, layer, k, v):
-        """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns what it now has in the first
-        `columns` columns of `lanes`, a slice: K, V (S, H, C, D), without a copy."""
+    def extend(self, at, layer, k, v):
+        """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns all that it now has, by lane:
+        K, V (S, H, stride, D), without a copy."""
         held = []
         for plane, new in zip(self.planes[2 * layer:2 * layer + 2], (k, v)):
             plane.index_copy_(1, at, new[0])
             used = plane[:, :self.room() * self.stride]
-            grid = used.unflatten(1, (-1, self.stride))             # (H, all lanes, stride, D)
-            held.append(grid[:, lanes, :columns].transpose(0, 1))
+            held.append(used.unflatten(1, (-1, self.stride)).transpose(0, 1))
         return held
 
 
@@ -905,53 +905,78 @@ def prefill(model, cache, lane, start, tokens):
         stop = begin + len(part)
         column = torch.arange(stop, device=cache.device)
         position = column[begin:]
-        behind = (position[:, None] - column)[None]                 # (1, T, stop)
-        extend = functools.partial(cache.extend, lane * cache.stride + position, slice(lane, lane + 1), stop)
-        attention = masked_attention(behind >= 0, behind, extend)
+        behind = position[:, None] - column                         # (T, stop)
+        all_in_lane = slice(lane, lane + 1), slice(None), stop
+        at = lane * cache.stride + position
+        attention = lane_attention(cache, at, behind >= 0, behind, [all_in_lane])
         call_model(model, part[None], position[None], attention, logits_to_keep=1)
 
 
 def decode(model, cache, table):
-    """Logits (N, V) of the token after the newest of N samples. table (5 + x, N) int64: of each sample its
-    newest token, its lane, its sibling number, the columns of its path and how many tokens it has drawn. The
-    other x rows come back on the device: so a step copies to it once."""
-    _, lane, sibling, start, length = table[:5]
+    """Logits (N, V) of the token after the newest of N samples, which are sorted by lane. table (5 + x, N)
+    int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
+    tokens it has drawn. The other x rows come back on the device: so a forward copies to it once."""
+    lanes, firsts = np.unique(table[1], return_index=True)
     G = cache.siblings
-    S = int(lane.max()) + 1
-    used = int((start + length * G + sibling).max()) + 1
-    columns = min(cache.stride, -(-used // 16) * 16)                # kernels like whole blocks
+    _, _, sibling, start, length = table[:5]
+    used = np.maximum.reduceat(start + length * G + sibling + 1, firsts)
+    used = np.minimum(cache.stride, -(-used // 16) * 16)            # kernels like whole blocks
     newest, lane, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
     at = lane * cache.stride + start + length * G + sibling
-    seen, behind = sight((S, G, columns), lane, sibling, start, length)
-    extend = functools.partial(cache.extend, at, slice(S), columns)
-    in_slots = masked_attention(seen, behind, extend)
-
-    def attention(layer, window, q, k, v, scaling):
-        _, Hq, N, D = q.shape
-        grid = q.new_zeros(S, G, Hq, D)
-        grid[lane, sibling] = q[0].transpose(0, 1)                  # (N, Hq, D) -> (S, G, Hq, D)
-        out = in_slots(layer, window, grid.transpose(1, 2), k, v, scaling)
-        return out[lane, sibling][None]                             # (S, G, Hq, Dv) -> (1, N, Hq, Dv)
+    seen, behind = sight(used.max(), G, sibling, start, length)
+    if cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads:
+        stops = [*firsts[1:], len(lane)]
+        groups = [(slice(n, n + 1), slice(a, b), columns)
+                  for n, a, b, columns in zip(lanes, firsts, stops, used)]
+        place = slice(None)
+    else:                                       # all in one call, with a token of each sibling, there or not
+        S = lanes[-1] + 1
+        place = lane * G + sibling
+        tokens = place.new_zeros(S * G)
+        tokens[place] = torch.arange(len(lane), device=cache.device)
+        groups = [(slice(0, S), tokens, used.max())]
+    attention = lane_attention(cache, at, seen, behind, groups, place)
     position = start + length
     logits = call_model(model, newest[None], position[None], attention).logits[0]
     return logits, others
 
 
-def sight(shape, lane, sibling, start, length):
-    """What N siblings, see `decode`, see in their lanes, each its path and what it has drawn; and how many
-    positions behind that is: (S, G, columns) each, the `shape`."""
-    S, G, columns = shape
-    n = start.new_zeros(S, 1, 1)
-    n[lane, 0, 0] = start
-    t = start.new_full((S, G, 1), -1)                               # where there is no sample
-    t[lane, sibling, 0] = length
-    g = torch.arange(G, device=start.device)[:, None]
+def sight(columns, G, sibling, start, length):
+    """What N siblings, see `decode`, see in their lanes, the path and what each has drawn; and how many
+    positions behind that is: (N, columns) each."""
+    n = start[:, None]
     column = torch.arange(columns, device=start.device)
-    after = column - n                                              # (S, 1, columns)
+    after = column - n                                              # (N, columns)
     on_path = after < 0
-    own = (after % G == g) & (after // G <= t)                      # (S, G, columns)
+    own = (after % G == sibling[:, None]) & (after // G <= length[:, None])
     position = torch.where(on_path, column, n + after // G)
-    return on_path | own, n + t - position
+    return on_path | own, n + length[:, None] - position
+
+
+def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
+    """An attention for call_model of N tokens, whose keys and values become columns `at` (N,) of the cache.
+
+    seen, behind (N, C): see `masked_attention`. groups: (lanes, tokens, columns): which lanes are attended to
+    together, as far as which column, and by which tokens, as many for each lane. place: that of each token
+    among those of the groups.
+    """
+    parts = []
+    for lanes, tokens, columns in groups:
+        split = (lanes.stop - lanes.start, -1)
+        masks = [mask[tokens, :columns].unflatten(0, split) for mask in (seen, behind)]
+        parts.append((lanes, tokens, columns, split, masked_attention(*masks)))
+
+    def attention(layer, window, q, k, v, scaling):
+        K, V = cache.extend(at, layer, k, v)                        # (S, H, stride, D)
+        queries = q[0].transpose(0, 1)                              # (N, Hq, D)
+        outs = []
+        for lanes, tokens, columns, split, attend_in_lanes in parts:
+            own = queries[tokens].unflatten(0, split).transpose(1, 2)       # (lanes, Hq, T, D)
+            keys, values = K[lanes, :, :columns], V[lanes, :, :columns]
+            out = attend_in_lanes(layer, window, own, keys, values, scaling)
+            outs.append(out.flatten(0, 1))                          # (lanes * T, Hq, Dv)
+        return torch.cat(outs)[place][None]
+    return attention
 
 
 @dataclass
@@ -1274,6 +1299,7 @@ class Engine:
     def draw(self):
         """The next token of every draft and its log-prob: two lists."""
         drafts = self.schedule.drafts
+        drafts.sort(key=attrgetter("lane"))
         state = [(d.newest, d.lane, d.sibling, d.start, len(d.tokens)) for d in drafts]
         words = [draft.words[len(draft.tokens)] for draft in drafts]
         table = np.hstack((state, words)).T                         # (7, N)

@@ -159,7 +159,7 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
 
     ends = [found(row) for row in rows]
     assert ends == [end_of(row) for row in rows]
-    assert None in ends and len(set(ends)) > 10, "too few different ends"
+    assert None in ends and len(set(ends)) > 8, "too few different ends"
 
 
 @pytest.mark.parametrize("declared, expected", [([0, 1], {0, 1}), (1, {0, 1}), (None, {0}), (0, {0})])
@@ -566,6 +566,12 @@ def test_how_the_work_is_cut_changes_no_tree(settings, lm, tok, trees, monkeypat
     for question, tree in found.items():
         for node, twin in zip(tree.nodes, trees[question].nodes):
             assert (node.visits, node.logprob) == (twin.visits, about(twin.logprob, abs=1e-9))
+
+
+def test_lanes_attended_to_together(lm, tok, trees, monkeypatch):
+    """As on a GPU, and where there are more threads than heads: in one call, padded to the widest lane."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert are_equal(grown(lm, tok), trees)
 
 
 def test_other_seed_other_trees(lm, tok, trees):
