@@ -133,13 +133,13 @@ def chat(tokenizer, instruction, said):
     system = dict(role="system", content=instruction)
     whole = dict(role="user", content=f"{instruction}\n\n{said[0]}")
     failure = None
-    for opening in ([system, first], [whole]) if instruction else ([first],):
+    for start in ([system, first], [whole]) if instruction else ([first],):
         try:
-            text = tokenizer.apply_chat_template(opening + later, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(start + later, add_generation_prompt=True, tokenize=False)
         except Exception as error:              # jinja2's, or what the template raises
             failure = error
         else:
-            if system not in opening or instruction.strip() in text:
+            if system not in start or instruction.strip() in text:
                 return text
     raise InputError(f"the tokenizer's chat template fails ({reason(failure)}); repair it, or give Format a "
                      "prompt function")
@@ -887,8 +887,8 @@ class Cache:
             block[:, :, first:first + new.shape[2]] = new
 
     def extend(self, at, layer, k, v):
-        """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns all that it now has, by lane:
-        K, V (S, H, stride, D), without a copy."""
+        """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns all that it has now, by
+        lane: K, V (S, H, stride, D), without a copy."""
         held = []
         for plane, new in zip(self.planes[2 * layer:2 * layer + 2], (k, v)):
             plane.index_copy_(1, at, new[0])
@@ -1033,7 +1033,7 @@ class Job:
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
-    turn: object = 0          # the lowest goes first; the engine makes it (turn, number of the job, first)
+    order: object = 0         # the lowest goes first; the engine makes it (order, number of the job, first)
     owner: object = None      # the coroutine that waits for the samples
     keys: set = field(default_factory=set)      # of all KV stored for the owner, to be forgotten with it
     samples: list = None      # the result, of all siblings
@@ -1045,7 +1045,7 @@ class Job:
         return sum(len(tokens) for _, tokens in self.path) - 1
 
     def __lt__(self, other):
-        return self.turn < other.turn
+        return self.order < other.order
 
 
 @dataclass(slots=True)
@@ -1255,15 +1255,15 @@ class Engine:
         number = next(self.numbers)
         samples = [None] * self.siblings
         for first in range(0, self.siblings, self.cache.siblings):
-            turn = job.turn, number, first
-            part = replace(job, samples=samples, first=first, turn=turn)
+            order = job.order, number, first
+            part = replace(job, samples=samples, first=first, order=order)
             heapq.heappush(self.schedule.waiting, part)
 
     @torch.no_grad()
     def advance(self):
         """Start jobs, draw one token for every live sample, and return the jobs that this completed."""
-        while place := self.schedule.next():
-            self.start(*place)
+        while begun := self.schedule.next():
+            self.start(*begun)
         if not self.schedule.drafts:
             return []
         for draft in self.schedule.make_room():
@@ -1292,9 +1292,8 @@ class Engine:
         mine = job.samples[job.first:job.first + self.cache.siblings]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
-                draft = Draft(job, lane, sibling, start=job.start, words=words[job.first + sibling],
-                          newest=tokens[-1], text=text)
-                self.schedule.drafts.append(draft)
+                own = words[job.first + sibling]
+                self.schedule.drafts.append(Draft(job, lane, sibling, job.start, own, tokens[-1], text))
 
     def draw(self):
         """The next token of every draft and its log-prob: two lists."""
@@ -1418,9 +1417,13 @@ def read(path):
 # ---------------------------------------------------------------- what others call
 
 
+def ignore(number):
+    """What a caller is told who does not want to know."""
+
+
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
            candidates=None, seed=0, slots=None, max_step_tokens=256, kv_budget=None, format=Format(),
-           engine=None, progress=None):
+           engine=None, progress=ignore):
     """Search one tree for each of `problems` (Sec. 4.2) and yield each finished Tree, in order of completion.
 
     problems           dicts with `question` and `answer`; any iterable, read as trees finish
@@ -1454,12 +1457,12 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                               format=format, kv_budget=kv_budget)
     asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
-    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress or (lambda n: None))
+    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress)
     return serve(engine, asked, client)
 
 
 def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
-           kv_budget=None, format=Format(), progress=None):
+           kv_budget=None, format=Format(), progress=ignore):
     """n full responses to each prompt (text or token ids), by the engine of the search: an iterator of (index
     of the prompt, list of n Samples), as they complete. The list is empty if the prompt fills the model's
     context or the KV memory. A prompt given again draws other ones.
@@ -1474,7 +1477,6 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
     prompts = [encode(tokenizer, p) if isinstance(p, str) else [*p] for p in prompts]
     engine = Engine(model, tokenizer, slots=slots, siblings=n, max_tokens=max_new_tokens, whole=True,
                     temperature=temperature, format=format, kv_budget=kv_budget)
-    progress = progress or (lambda n: None)
     seen = Counter()
 
     def respond(index, prompt):
@@ -1502,7 +1504,7 @@ def check_search(settings):
         check_range(**{name: (settings[name], bound)})
 
 
-def serve(engine, asked, client, drawn=lambda n: None):
+def serve(engine, asked, client, drawn=ignore):
     """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
 
     asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
@@ -1515,26 +1517,29 @@ def serve(engine, asked, client, drawn=lambda n: None):
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
         engine.share_opening([prompt for _, prompt in new])
-        turns = [(client(*pair), None) for pair in new]
-        keys |= {begun: set() for begun, _ in turns}
+        sent = [(client(*pair), None) for pair in new]
+        keys |= {begun: set() for begun, _ in sent}
         if not keys:
             return
         before = engine.stats["sampled"]
-        turns += [(job.owner, job.samples) for job in engine.advance()]
+        sent += [(job.owner, job.samples) for job in engine.advance()]
         drawn(engine.stats["sampled"] - before)
         ended = []
-        for served, samples in turns:
+        for served, samples in sent:
             try:
                 job = served.send(samples)
-            except StopIteration as end:
+            except StopIteration as done:
                 engine.store.forget(keys.pop(served) - {engine.opening[0]})
-                if end.value is not None:
-                    ended.append(end.value)
+                if done.value is not None:
+                    ended.append(done.value)
             else:
                 engine.submit(replace(job, owner=served, keys=keys[served]))
         if ended:
             yield from ended
-            engine.check_weights(half_drawn=bool(keys))     # once a step: a GPU is waited for
+            if engine.clients is not keys:
+                raise InputError("another search has begun on this engine: let one end before the next, or give "
+                                 "each an engine of its own")
+            engine.check_weights(half_drawn=bool(keys))     # once a forward: a GPU is waited for
 
 
 def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
@@ -1550,22 +1555,21 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
     tree = Tree(problem["question"], problem["answer"], prompt, config)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
     leaves = grow(tree, outcome, **limits)
-    leaf = next(leaves)
-    while leaf is not None:
+    samples = None
+    while True:
+        try:
+            leaf = leaves.send(samples)
+        except StopIteration:
+            progress(left)
+            return tree
         path, said = [*root], []
         for i in tree.path(leaf):
             tokens = tree.nodes[i].tokens
             path.append((hash_tokens(path[-1][0], tokens), tokens))
             said += tokens
-        samples = yield Job(path, said, thought, turn=-left)
+        samples = yield Job(path, said, thought, order=-left)
         left -= 1
         progress(1)
-        try:
-            leaf = leaves.send(samples)
-        except StopIteration:
-            leaf = None
-    progress(left)
-    return tree
 
 
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):

@@ -70,8 +70,12 @@ def searching(lm, tok, problems=PROBLEMS, reward_fn=reward, **settings):
     return mcts.search(lm, tok, problems, reward_fn, **SETTINGS | settings)
 
 
+def by_question(trees):
+    return {tree.question: tree for tree in trees}
+
+
 def grown(lm, tok, problems=PROBLEMS, **settings):
-    return {tree.question: tree for tree in searching(lm, tok, problems, **settings)}
+    return by_question(searching(lm, tok, problems, **settings))
 
 
 def steps(tree):
@@ -139,9 +143,10 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     likely = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
     rng = random.Random(0)
 
-    def draw(share):
-        return rng.choice(likely) if rng.random() < share else rng.randrange(size)
-    rows = [[draw(share) for _ in range(14)] for share in (0.1, 0.3, 0.6, 0.9) for _ in range(250)]
+    def row(share):
+        """14 tokens, a share of which may belong to an end."""
+        return [rng.choice(likely) if rng.random() < share else rng.randrange(size) for _ in range(14)]
+    rows = [row(share) for share in (0.1, 0.3, 0.6, 0.9) for _ in range(250)]
 
     def end_of(tokens):                         # the rule: the first prefix that holds it after some text
         for n in range(1, len(tokens) + 1):
@@ -178,7 +183,10 @@ def written(lm, tok, monkeypatch):
         (seven,) = tok(" 7").input_ids
         ids = [i for piece in pieces for i in tok(piece).input_ids]
         words = chain(ids, repeat(seven))
-        monkeypatch.setattr(mcts, "pick", lambda *_: (torch.tensor([next(words)]), torch.tensor([-0.5])))
+
+        def pick(*_):
+            return torch.tensor([next(words)]), torch.tensor([-0.5])
+        monkeypatch.setattr(mcts, "pick", pick)
         engine = mcts.Engine(lm, tok, slots=1, siblings=1, max_tokens=limit, **settings)
         prompt, said = tok(prompt).input_ids, tok(said).input_ids
         path = [(bytes(16), tokens) for tokens in (prompt, said) if tokens]
@@ -318,7 +326,10 @@ def test_a_search_by_hand():
     # 4 A has ended everywhere: B.                                                     root N 5  V -1/5
     # 5 nothing is left: the search ends, 6 iterations early.
     assert order == ["root", "A", "A2", "B"]
-    assert counts(tree) == {"root": (5, about(-1 / 5)), "A": (3, about(-1 / 3)), "A2": (2, -1), "B": (2, 0)}
+    assert counts(tree) == {"root": (5, about(-1 / 5)),
+                            "A": (3, about(-1 / 3)),
+                            "A2": (2, -1),
+                            "B": (2, 0)}
     ended = {}
     for node in tree.nodes:
         if node.terminal:
@@ -466,11 +477,17 @@ def wild(seed):
         p = rng.uniform(0.01, 1)
         if kind == "step":
             return said(f"step {rng.randrange(6)}", p)
-        return {"right": right(p), "wrong": wrong(p)}.get(kind) or said("?", p, kind)
+        if kind in ("eos", "cut"):
+            return said("?", p, kind)
+        return right(p) if kind == "right" else wrong(p)
 
-    settings = dict(iterations=rng.randint(1, 40), breadth=rng.randint(1, 5), depth=rng.randint(1, 6))
+    def policy(leaf):
+        return [sample() for _ in range(6)]
+    iterations = rng.randint(1, 40)
+    breadth = rng.randint(1, 5)
+    depth = rng.randint(1, 6)
     c_puct = rng.choice([0, 0.5, 1.5, 10])
-    tree, _ = play(lambda leaf: [sample() for _ in range(6)], c_puct=c_puct, **settings)
+    tree, _ = play(policy, iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct)
     return tree
 
 
@@ -642,15 +659,20 @@ def test_what_all_prompts_begin_with_is_computed_once(whole, lm, tok, engines):
 def test_lanes_move_without_a_loss():
     """What they hold survives every change of their stride and number, and nothing else may be NaN."""
     rng = random.Random(0)
-    layers = [((2, 3), (2, 3)), ((1, 4), (2, 3))]
+    common = 2, 3                               # heads, and their size
+    other = 1, 4
+    layers = [(common, common), (other, common)]
     cache = mcts.Cache(layers, torch.float32, torch.device("cpu"), lanes=6, siblings=2, columns=120)
-    assert [tuple(block.shape) for block in cache.blocks] == [(3, 2, 120, 3), (1, 1, 120, 4)]
+    three, one = cache.blocks
+    assert (three.shape, one.shape) == ((3, 2, 120, 3), (1, 1, 120, 4))
     for block in cache.blocks:
         block[:] = math.nan
     held = {}                                   # lane -> what it holds
     for _ in range(200):
         used = {lane: segment[0].shape[2] for lane, segment in held.items()}
-        stride = rng.randint(max(used.values(), default=1), 120 // max(1, len(held)))
+        least = max(used.values(), default=1)
+        most = 120 // max(1, len(held))
+        stride = rng.randint(least, most)
         numbers = cache.resize(stride, used)
         held = {numbers[lane]: segment for lane, segment in held.items() if rng.random() < 0.6}
         free = [lane for lane in range(cache.room()) if lane not in held]
@@ -697,7 +719,11 @@ def test_jobs_that_gave_up_their_lane_draw_the_same(lm, tok, engines, monkeypatc
     monkeypatch.setattr(mcts.Scheduler, "HEADROOM", 4)
     starts = []
     start = mcts.Engine.start
-    monkeypatch.setattr(mcts.Engine, "start", lambda *args: (starts.append(args), start(*args)))
+
+    def counted(*args):
+        starts.append(args)
+        start(*args)
+    monkeypatch.setattr(mcts.Engine, "start", counted)
     narrow = drawn(lm, tok, PROMPTS, kv_budget=200 * COLUMN, **settings)
     assert len(starts) > len(PROMPTS), "none was sent back"
     assert narrow == drawn(lm, tok, PROMPTS, **settings)
@@ -720,7 +746,7 @@ def test_greedy_is_that_of_transformers(kind, tok):
         responses = mcts.sample(lm, tok, PROMPTS, temperature=0, max_new_tokens=24)
         for prompt, (sample,) in zip(PROMPTS, responses):
             inputs = tok(prompt, return_tensors="pt")
-            generated = lm.generate(**inputs, do_sample=False, max_new_tokens=24, pad_token_id=0)[0].tolist()
+            (generated,) = lm.generate(**inputs, do_sample=False, max_new_tokens=24, pad_token_id=0).tolist()
             prompt = inputs.input_ids[0].tolist()
             expected = generated[len(prompt):]
             used = len(sample.tokens)
@@ -736,7 +762,9 @@ def test_greedy_is_that_of_transformers(kind, tok):
 def test_sampled_responses(temperature, lm, tok):
     """At any temperature log-probs are those at 1, EOS has one and comes last, and slots change nothing."""
     settings = dict(n=8, temperature=temperature, max_new_tokens=30)
-    responses, one_slot, all_slots = [mcts.sample(lm, tok, PROMPTS, slots=n, **settings) for n in (3, 1, 16)]
+    responses = mcts.sample(lm, tok, PROMPTS, slots=3, **settings)
+    one_slot = mcts.sample(lm, tok, PROMPTS, slots=1, **settings)
+    all_slots = mcts.sample(lm, tok, PROMPTS, slots=16, **settings)
     ends = set()
     last = set()
     for prompt, samples in zip(PROMPTS, responses):
@@ -847,14 +875,23 @@ def test_first_tokens_follow_the_model(temperature, lm, tok):
 # ---------------------------------------------------------------- what is refused, and what is left as it was
 
 
-@pytest.mark.parametrize("settings", [
-    dict(breadth=0), dict(depth=0), dict(iterations=0), dict(candidates=2, breadth=3), dict(c_puct=-0.1),
-    dict(c_puct=math.nan), dict(slots=0), dict(max_step_tokens=0), dict(kv_budget=-1)], ids=str)
-def test_settings_out_of_range(settings, lm, tok):
+@pytest.mark.parametrize("name, value", table("""
+setting          value
+breadth          0
+depth            0
+iterations       0
+candidates       4
+c_puct           -0.1
+c_puct           nan
+slots            0
+max_step_tokens  0
+kv_budget        -1
+"""))
+def test_settings_out_of_range(name, value, lm, tok):
     """Told at the call, not at the first tree, and by the name of the flag."""
-    flag = "--" + next(iter(settings)).replace("_", "-")
-    with pytest.raises(InputError, match=f"{flag} is"):
-        mcts.search(lm, tok, PROBLEMS, reward, **settings)
+    flag = name.replace("_", "-")
+    with pytest.raises(InputError, match=f"--{flag} is"):
+        mcts.search(lm, tok, PROBLEMS, reward, **{name: float(value)})
 
 
 def test_steps_longer_than_their_limit_are_refused(lm, tok):
@@ -862,11 +899,11 @@ def test_steps_longer_than_their_limit_are_refused(lm, tok):
         mcts.search(lm, tok, PROBLEMS, reward, max_step_tokens=8, format=Format(step_tokens=9))
 
 
-@pytest.mark.parametrize("settings", [
-    dict(n=0), dict(temperature=-1), dict(max_new_tokens=0), dict(slots=0)], ids=str)
-def test_sampling_settings_out_of_range(settings, lm, tok):
+@pytest.mark.parametrize("name", ["n", "temperature", "max_new_tokens", "slots"])
+def test_sampling_settings_out_of_range(name, lm, tok):
+    value = -1 if name == "temperature" else 0
     with pytest.raises(InputError, match="must be at least"):
-        mcts.sample(lm, tok, PROMPTS, **settings)
+        mcts.sample(lm, tok, PROMPTS, **{name: value})
 
 
 def test_prompts_longer_than_the_context_are_skipped(tok, capsys):
@@ -938,12 +975,12 @@ def test_a_model_may_be_trained_after_the_last_tree_and_between_batches(tok):
 def test_a_ready_engine_forgets_what_other_weights_have_computed(tok):
     lm = tiny.model("llama", torch.float64)
     engine, settings = ready_engine(lm, tok)
-    before = {tree.question: tree for tree in mcts.search(lm, tok, PROBLEMS, reward, **settings)}
+    before = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
     assert before.keys() == {*QUESTIONS}
     lm.lm_head.weight.data.mul_(0.5)
     for layer in lm.model.layers:
         layer.self_attn.k_proj.weight.data.mul_(1.5)
-    after = {tree.question: tree for tree in mcts.search(lm, tok, PROBLEMS, reward, **settings)}
+    after = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
     assert are_equal(after, grown(lm, tok))
     assert not are_equal(before, after)
 
@@ -969,7 +1006,7 @@ def test_a_ready_engine(lm, tok, trees):
     engine, settings = ready_engine(lm, tok)
     for _ in range(3):
         next(mcts.search(lm, tok, PROBLEMS, reward, **settings))    # and no more of it
-        found = {tree.question: tree for tree in mcts.search(lm, tok, PROBLEMS, reward, **settings)}
+        found = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
         assert found.keys() == trees.keys() and are_equal(found, trees)
         assert all(found[question].config == trees[question].config for question in trees)
     assert engine.stats["forwards"] > 50
@@ -978,14 +1015,15 @@ def test_a_ready_engine(lm, tok, trees):
 def test_an_engine_serves_one_search_at_a_time(lm, tok, trees):
     """The one that began last is served as if alone; the one before is refused when it would go on."""
     _, settings = ready_engine(lm, tok)
-    first, second = [mcts.search(lm, tok, PROBLEMS, reward, **settings) for _ in range(2)]
+    first = mcts.search(lm, tok, PROBLEMS, reward, **settings)
+    second = mcts.search(lm, tok, PROBLEMS, reward, **settings)
     next(first)
     found = [next(second)]
     with pytest.raises(InputError, match="another search has begun on this engine"):
         next(first)
     found += second
     assert len(found) == len(trees)
-    assert are_equal({tree.question: tree for tree in found}, trees)
+    assert are_equal(by_question(found), trees)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -994,7 +1032,7 @@ def test_inference_mode(inside, lm, tok, trees):
     with torch.inference_mode(inside):
         search = searching(lm, tok)
     with torch.inference_mode(not inside):
-        assert are_equal({tree.question: tree for tree in search}, trees)
+        assert are_equal(by_question(search), trees)
 
 
 class Wrapper(torch.nn.Module):
@@ -1038,7 +1076,8 @@ def test_our_attention_under_activation_checkpointing(kind, settings):
     expected = gradient()
     lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradient(), expected))
-    causal = torch.autograd.grad(lm(tokens).logits.log_softmax(-1)[0, :, 7].sum(), weights)
+    logprobs = lm(tokens).logits.log_softmax(-1)
+    causal = torch.autograd.grad(logprobs[0, :, 7].sum(), weights)
     assert not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(causal, expected))
 
 
@@ -1122,10 +1161,10 @@ def test_a_format_keeps_its_negatives(name, tok):
     assert endings["right"] >= 3 and endings["wrong"] > 5 and deepest > 1, endings
 
 
-@pytest.mark.parametrize("bad", [dict(step_tokens=0), dict(step_end=""), dict(marker="")], ids=str)
-def test_formats_that_are_none(bad):
+@pytest.mark.parametrize("name, value", [("step_tokens", 0), ("step_end", ""), ("marker", "")])
+def test_formats_that_are_none(name, value):
     with pytest.raises(InputError):
-        Format(**bad)
+        Format(**{name: value})
 
 
 @pytest.mark.parametrize("reward", [0, 0.5, True, False, None, "1", torch.tensor(1.0), math.nan, 2])
@@ -1188,7 +1227,8 @@ def test_progress_of_responses_counts_tokens(lm, tok):
     """From the first token on, to the last that a response might have had."""
     done = []
     prompts = [*PROMPTS, " "]
-    for index, samples in mcts.stream(lm, tok, prompts, n=3, max_new_tokens=20, progress=done.append):
+    responses = mcts.stream(lm, tok, prompts, n=3, max_new_tokens=20, progress=done.append)
+    for index, samples in responses:
         assert len(samples) == (0 if index == 4 else 3)
     assert sum(done) == len(prompts) * 3 * 20
     assert len(done) > 20
@@ -1587,8 +1627,9 @@ def weights(rename):
     """What saves the weights under other names, or leaves out those whose name becomes empty."""
     def change(folder):
         path = folder / "model.safetensors"
-        kept = {rename(name): tensor for name, tensor in load_file(path).items() if rename(name)}
-        save_file(kept, path, metadata={"format": "pt"})
+        renamed = {rename(name): tensor for name, tensor in load_file(path).items()}
+        renamed.pop("", None)
+        save_file(renamed, path, metadata={"format": "pt"})
     return change
 
 
