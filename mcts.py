@@ -926,10 +926,11 @@ def decode(model, cache, table):
     seen, behind = sight(used.max(), G, sibling, start, length)
     if cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads:
         stops = [*firsts[1:], len(lane)]
-        groups = [(slice(n, n + 1), slice(a, b), columns)
-                  for n, a, b, columns in zip(lanes, firsts, stops, used)]
+        groups = []
+        for n, first, stop, columns in zip(lanes, firsts, stops, used):
+            groups.append((slice(n, n + 1), slice(first, stop), columns))
         place = slice(None)
-    else:                                       # all in one call, with a token of each sibling, there or not
+    else:                                       # all in one call, with a token for each sibling, there or not
         S = lanes[-1] + 1
         place = lane * G + sibling
         tokens = place.new_zeros(S * G)
@@ -1244,12 +1245,6 @@ class Engine:
                              "or start another")
         self.restart()
 
-    def share_opening(self, prompts):
-        """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
-        if self.opening[0] is None and len(prompts) > 1:
-            opening = os.path.commonprefix(prompts)
-            self.opening = hash_tokens(b"", opening), opening
-
     def submit(self, job):
         """Let `job` wait for lanes; its `samples` become the result."""
         number = next(self.numbers)
@@ -1516,7 +1511,7 @@ def serve(engine, asked, client, drawn=ignore):
     engine.clients = keys
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
-        engine.share_opening([prompt for _, prompt in new])
+        share_opening(engine, [prompt for _, prompt in new])
         sent = [(client(*pair), None) for pair in new]
         keys |= {begun: set() for begun, _ in sent}
         if not keys:
@@ -1572,6 +1567,13 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
         progress(1)
 
 
+def share_opening(engine, prompts):
+    """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
+    if engine.opening[0] is None and len(prompts) > 1:
+        opening = os.path.commonprefix(prompts)
+        engine.opening = hash_tokens(b"", opening), opening
+
+
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
     """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
     n, context = len(prompt), engine.schedule.context
@@ -1598,10 +1600,11 @@ def outcome_of(engine, reward_fn, problem, thought, tokens):
     """(reward, valid) of a response: what the reward function says, and whether it may be a training path."""
     response = thought + engine.ending.decode(tokens)
     offered = dict(problem, marker=engine.format.marker)
-    asked = list(inspect.signature(reward_fn).parameters)[2:]
-    others = {name: offered[name] for name in asked if name in offered}
-    if "**" in str(inspect.signature(reward_fn)):
-        others = {name: value for name, value in problem.items() if name not in ("question", "answer")}
+    asked = inspect.signature(reward_fn).parameters
+    names = [*asked][2:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in asked.values()):
+        names += problem.keys() - {"question", "answer"}
+    others = {name: offered[name] for name in names if name in offered}
     reward = reward_fn(response, problem["answer"], **others)
     number = isinstance(reward, numbers.Real) and not isinstance(reward, bool)
     if not number or reward not in (1, -1):
