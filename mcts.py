@@ -831,6 +831,7 @@ class Cache:
 
     So input t of sibling g stands in column n + t * G + g, at position n + t: nothing else is to be known.
     """
+    CALL = 400                # what one more call of attention costs a CPU, in columns of a sibling
 
     def __init__(self, layers, dtype, device, *, lanes, siblings, columns):
         """layers: of each layer the (heads, size) of its keys and of its values; columns: of all lanes."""
@@ -916,22 +917,23 @@ def decode(model, cache, table):
     """Logits (N, V) of the token after the newest of N samples, which are sorted by lane. table (5 + x, N)
     int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
     tokens it has drawn. The other x rows come back on the device: so a forward copies to it once."""
-    lanes, firsts = np.unique(table[1], return_index=True)
+    lanes, firsts, alive = np.unique(table[1], return_index=True, return_counts=True)
+    S = lanes[-1] + 1
     G = cache.siblings
     _, _, sibling, start, length = table[:5]
     used = np.maximum.reduceat(start + length * G + sibling + 1, firsts)
     used = np.minimum(cache.stride, -(-used // 16) * 16)            # kernels like whole blocks
+    spared = S * G * used.max() - (alive * used).sum()              # if each lane is attended to by itself
+    few_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
     newest, lane, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
-    if cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads:
-        stops = [*firsts[1:], len(lane)]
+    if few_threads and spared > cache.CALL * len(lanes):
         groups = []
-        for n, first, stop, columns in zip(lanes, firsts, stops, used):
+        for n, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
             groups.append((slice(n, n + 1), slice(first, stop), columns))
         place = slice(None)
     else:                                       # all in one call, with a token for each sibling, there or not
-        S = lanes[-1] + 1
         place = lane * G + sibling
         tokens = place.new_zeros(S * G)
         tokens[place] = torch.arange(len(lane), device=cache.device)

@@ -585,9 +585,10 @@ def test_how_the_work_is_cut_changes_no_tree(settings, lm, tok, trees, monkeypat
             assert (node.visits, node.logprob) == (twin.visits, about(twin.logprob, abs=1e-9))
 
 
-def test_lanes_attended_to_together(lm, tok, trees, monkeypatch):
-    """As on a GPU, and where there are more threads than heads: in one call, padded to the widest lane."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+@pytest.mark.parametrize("call", [-math.inf, math.inf], ids=["lane by lane", "together"])
+def test_how_lanes_are_attended_to_changes_no_tree(call, lm, tok, trees, monkeypatch):
+    """Each by itself, as wide as it is, by its live samples; or all in one call, padded to the widest."""
+    monkeypatch.setattr(mcts.Cache, "CALL", call)
     assert are_equal(grown(lm, tok), trees)
 
 

@@ -7,6 +7,7 @@ own forward, also beyond its windows; or the model is refused with the true reas
 """
 import copy
 import json
+import math
 import sys
 import warnings
 
@@ -204,13 +205,16 @@ REFUSED = {"gemma2": "soft cap",
 
 
 @pytest.mark.parametrize("kind", EXACT + list(LIMITED))
-def test_exact(kind):
+def test_exact(kind, monkeypatch):
+    """Where lanes are attended to one by one, as on a CPU, and all in one call, as on a GPU."""
     lm = build(kind)
     limit = mcts.context_length(lm)
     assert limit == LIMITED.get(kind, 256)
+    monkeypatch.setattr(mcts.Cache, "CALL", -math.inf)
     worst, longest = distance_of_samples(lm)
     assert worst < 1e-6
     assert longest > min(limit, 2 * WINDOW) / 2
+    monkeypatch.setattr(mcts.Cache, "CALL", math.inf)
     assert distance_of_trees(lm) < 1e-6
     length = min(WINDOW, limit // 2)
     assert max(distance_of_pack(lm, length)) < 1e-6
