@@ -1534,8 +1534,8 @@ def serve(engine, asked, client, drawn=ignore):
         if ended:
             yield from ended
             if engine.clients is not keys:
-                raise InputError("another search has begun on this engine: let one end before the next, or give "
-                                 "each an engine of its own")
+                raise InputError("another search has begun on this engine: let one end before the next, or "
+                                 "give each an engine of its own")
             engine.check_weights(half_drawn=bool(keys))     # once a forward: a GPU is waited for
 
 

@@ -284,7 +284,7 @@ def kernels_in(card, dtype):
     model, tokenizer = card.build(layers=2, dtype=dtype)
     engine = mcts.Engine(model, tokenizer, slots=2, siblings=5, max_tokens=8, kv_budget=card.kv_budget)
     engine.cache.resize(256, {})
-    table = np.array([[5] * 10, [0, 1] * 5, [g // 2 for g in range(10)], [40] * 10, [0] * 10])
+    table = np.array([[5] * 10, [0] * 5 + [1] * 5, [*range(5)] * 2, [40] * 10, [0] * 10])
     long = random_tree(card, seed=0)
     policy = dvo.Policy(model)
 
@@ -381,16 +381,16 @@ def start_search(card, slots):
 
 def search_until(engine, before_step, number):
     """Search for so many steps, before_step(n) being called before each, and after the last."""
-    step, numbers = engine.step, itertools.count()
+    advance, numbers = engine.advance, itertools.count()
 
     def watched():
         n = next(numbers)
         before_step(n)
         if n == number:
             raise bench.Enough
-        return step()
+        return advance()
 
-    engine.step = watched
+    engine.advance = watched
     problems = tasks.load_problems("arithmetic", split="train", limit=2 * engine.slots)
     with contextlib.suppress(bench.Enough):
         list(mcts.search(engine.model, engine.tokenizer, problems, lambda text, answer: -1, iterations=999,
@@ -454,7 +454,7 @@ def time_search(card, slots):
     found |= profiled_steps(profiler, profiled - timed)
     if card.is_gpu:
         found["GPU works"] = found["GPU ms a step"] / found["ms a step"]
-    live = {row.job.turn[:2]: row.job.path for row in engine.schedule.rows}
+    live = {draft.job.order[:2]: draft.job.path for draft in engine.schedule.drafts}
     return found, [[token for _, tokens in path for token in tokens] for path in live.values()]
 
 

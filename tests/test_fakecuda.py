@@ -101,13 +101,13 @@ def count_steps(monkeypatch, waits):
         method = getattr(mcts.Engine, name)
 
         def call(self, *arguments):
-            if name == "step":
+            if name == "advance":
                 before.append(totals())
             calls[name] += 1
             return method(self, *arguments)
         monkeypatch.setattr(mcts.Engine, name, call)
 
-    for name in ("step", "draw", "start", "finish"):
+    for name in ("advance", "draw", "start", "finish"):
         counted(name)
     return lambda: np.diff([*before, totals()], axis=0)
 
