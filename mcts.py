@@ -786,7 +786,8 @@ def pick(logits, words, token_hash, temperature):
     """
     on_cpu = logits.device.type == "cpu"
     some = max(1, 2**18 // logits.shape[1]) if on_cpu else len(logits)          # rows that fit its cache
-    tokens, logprobs = [], []
+    tokens = []
+    logprobs = []
     for row, word in zip(logits.split(some), words.split(some)):
         row = row if row.dtype == torch.float64 else row.float()
         row = row - row.amax(-1, keepdim=True)
@@ -1265,7 +1266,8 @@ class Engine:
             return []
         for draft in self.schedule.make_room():
             self.stats["sampled"] -= len(draft.tokens)
-        live, completed = [], []
+        live = []
+        completed = []
         for draft, token, logprob in zip(self.schedule.drafts, *self.draw()):
             draft.newest = token
             draft.tokens.append(token)
@@ -1559,7 +1561,8 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
         except StopIteration:
             progress(left)
             return tree
-        path, said = [*root], []
+        path = [*root]
+        said = []
         for i in tree.path(leaf):
             tokens = tree.nodes[i].tokens
             path.append((hash_tokens(path[-1][0], tokens), tokens))
