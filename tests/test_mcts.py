@@ -1088,13 +1088,6 @@ def test_bos_and_eos_of_a_prompt(tok):
     assert mcts.encode(both, "Add 3.") == mcts.encode(both, f"{tiny.TURN}Add 3.") == [1, *plain]
 
 
-def test_a_template_that_fails(tok):
-    tok = tiny.tokenizer()
-    tok.chat_template = "{{ raise_exception('no turns at all') }}"
-    with pytest.raises(InputError, match="chat template fails .*no turns at all"):
-        mcts.build_prompt(tok, "1 + 1?")
-
-
 def test_a_prompt_function_is_asked_real_questions_only(lm, tok):
     asked = []
     format = Format(prompt=lambda tokenizer, question: asked.append(question) or question)
@@ -1303,65 +1296,7 @@ def test_show_and_html(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("bad, told", [
-    (["--slots", "0"], "--slots is 0"), (["--limit", "0"], "--limit is 0"),
-    (["--limit", "-1"], "--limit is -1")])
-def test_bad_settings_are_told_before_a_model_is_loaded(bad, told, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(mcts, "load_model", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(InputError, match=told):
-        command(monkeypatch, *flags(folder, tmp_path / "trees.jsonl"), *bad)
-    with pytest.raises(InputError, match="--out is --data"):
-        command(monkeypatch, *flags(folder, folder / "questions.jsonl"))
-    with pytest.raises(InputError, match="give --model, --data and --out"):
-        command(monkeypatch, "--model", "M")
-
-
 # ---------------------------------------------------------------- loading a model, or saying why not
-
-
-def pointer(path):
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
-
-
-def config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def weights(folder, change):
-    path = folder / "model.safetensors"
-    kept = {change(name): tensor for name, tensor in load_file(path).items() if change(name)}
-    save_file(kept, path, metadata={"format": "pt"})
-
-
-def more_tokens(folder):
-    tok = tiny.tokenizer()
-    tok.add_tokens([f"<{i}>" for i in range(9)])
-    tok.save_pretrained(folder)
-
-
-FAULTS = {
-    "torn": (lambda f: os.truncate(f / "model.safetensors", 9000), "weights of .*a file is torn"),
-    "pointer": (lambda f: pointer(f / "model.safetensors"), "weights of .*git-lfs pointer"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "none in the form of safetensors"),
-    "no config": (lambda f: pointer(f / "config.json"), "config of .*not a valid JSON"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer of"),
-    "quantised": (lambda f: config(f, quantization_config={"quant_method": "fp8"}), "is quantised"),
-    "other size": (lambda f: config(f, vocab_size=500), "other sizes than config.json says"),
-    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
-    "prefix": (lambda f: weights(f, lambda name: "_orig_mod." + name), "lacks 21 weights of LlamaForCausalLM"),
-    "no head": (lambda f: weights(f, lambda name: name if "lm_head" not in name else ""), "lacks 1 weights"),
-    "more tokens": (more_tokens, "has a token 373, but the model embeds only 370"),
-    "own code": (lambda f: config(f, model_type="mine", auto_map={"AutoConfig": "mine.Mine"}), "never run")}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_loaded_is_told_in_a_sentence(fault, folder, tmp_path):
-    spoil, told = FAULTS[fault]
-    shutil.copytree(folder / "model", tmp_path / "model")
-    spoil(tmp_path / "model")
-    with pytest.raises(InputError, match=told):
-        mcts.load_model(str(tmp_path / "model"), "cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -1371,12 +1306,6 @@ def test_a_model_without_generation_config(device, folder, tmp_path):
     model, tok = mcts.load_model(str(tmp_path / "model"), device)
     assert model.device.type == device and not model.training
     assert mcts.eos_tokens(model, tok) == {0}
-
-
-def test_devices_that_are_not_there():
-    for name in ("gpu", "meta:x", *([] if torch.cuda.is_available() else ["cuda", "cuda:3"])):
-        with pytest.raises(InputError, match="--device is .*not to be had here"):
-            mcts.pick_device(name)
 
 
 def test_free_memory(monkeypatch):
