@@ -39,6 +39,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import eval as tasks
+from eval import InputError, told
+
+if __name__ == "__main__":
+    tasks.watch_imports()
+
 import mcts                                     # before torch, which it tells how to take a GPU's memory
 import numpy as np
 import torch
@@ -52,13 +58,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
     PreTrainedTokenizerFast)
 
-import eval as tasks
-from eval import InputError
 
 # ---------------------------------------------------------------- losses: functions of step log-probs
 
@@ -884,7 +887,7 @@ def gather(mine):
 
 def progress(description, total, unit='question', **how):
     """A progress bar on rank 0; the others work in silence, and so does a bar of nothing."""
-    return tqdm(desc=description, total=total, unit=unit, disable=rank() > 0 or total == 0, **how)
+    return tasks.progress(description, total, unit, disable=rank() > 0 or total == 0, **how)
 
 
 def start_ranks(device, dtype):
@@ -898,8 +901,10 @@ def start_ranks(device, dtype):
     if is_gpu:
         torch.cuda.set_device(device)
     backend = "cuda:nccl,cpu:gloo" if is_gpu else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
+    tasks.ranks()                                                   # are they right?
+    if "WORLD_SIZE" in os.environ:
+        with told("join the group of ranks", "start with torchrun, or unset RANK and WORLD_SIZE", ValueError):
+            dist.init_process_group(backend)
     elif is_gpu or dtype == "bfloat16":
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device
@@ -1078,11 +1083,8 @@ def put(path, write):
     new = path.with_name(path.name + ".new")
     old = path.with_name(path.name + ".old")
     meet()
-    try:
+    with told(f"write {path}", errors=(Exception, CheckpointException)):        # a full disk has many faces
         write(new)
-    except (Exception, CheckpointException) as error:               # a full disk has many faces
-        raise InputError(f"cannot write {path} ({mcts.reason(error)}); free some space, and the same command "
-                         "goes on from what is saved") from None
     meet()
     if rank() == 0:
         if path.exists():
@@ -1129,11 +1131,9 @@ def save_state(folder, learners, step):
 def load_state(folder, learners):
     """Load what save_state saved, or the policy alone, on any number of ranks, and return the step."""
     state = state_of(learners) | {"step": 0}
-    try:
+    with told(f"read the training state {folder}", "restore it, or start anew with another --out",
+              (OSError, RuntimeError, ValueError, CheckpointException)):
         dcp.load(state, checkpoint_id=folder)
-    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise InputError(f"the training state {folder} cannot be read ({mcts.reason(error)}); restore it, or "
-                         "start anew with another --out") from None
     for i, learner in enumerate(learners):
         set_model_state_dict(learner.module, state[f"model{i}"])
         if learner.optimizer:
@@ -1184,7 +1184,7 @@ class Run:
         settings = json.loads(json.dumps(fixed))
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
-        try:
+        with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not config.exists():
                 if any(path != new for path in self.folder.iterdir()):
@@ -1193,12 +1193,8 @@ class Run:
                 new.rename(config)
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
+        with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
             old = json.loads(config.read_text())
-        except OSError as error:
-            raise InputError(f"cannot write to the run folder {self.folder}: {error.strerror}; choose "
-                             "another --out") from None
-        except json.JSONDecodeError:
-            raise InputError(f"{config} is not JSON any more; restore it, or choose another --out") from None
         differ = []
         for name in sorted({*old, *settings}):
             was, now = old.get(name), settings.get(name)
@@ -1308,7 +1304,8 @@ def tidy(run, trains):
     """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
     model = run.file("model")
     if model.exists():
-        (model / "README.md").write_text(model_card(run), encoding="utf-8")
+        with told(f"write {model / 'README.md'}"):
+            (model / "README.md").write_text(model_card(run), encoding="utf-8")
     for rate in run.file("").glob("state-*"):                       # tried by bootstrapping
         remove(rate)
     if trains and run.round > 0:                                    # later rounds start from this one
@@ -1765,7 +1762,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     single operations are right: then what is left to learn is not arithmetic but which steps to take.
     """
     start = folder.with_name("random")
-    from_rank_0(lambda: random_model(start, seed))
+    put(start, lambda new: rank() == 0 and random_model(new, seed))
     policy, tokenizer = load_policy(str(start), device, "float32")
     taken = {p["question"] for split in ("train", "test")
              for p in tasks.load_problems("arithmetic", split=split)}
@@ -1925,7 +1922,7 @@ def parse_arguments():
     args.data = args.data or ["metamath"]
     args.format = mcts.Format()                                     # of every prompt; change it here
     if args.model:
-        args.model = os.path.normpath(args.model)                   # MODEL and MODEL/ are one
+        args.model = Path(args.model).as_posix()                    # MODEL and MODEL/ are one
     if args.eval_data is None:
         args.eval_data = [] if args.trees else default_evaluation(args.data)
     return args
@@ -1984,10 +1981,12 @@ def export_command(args):
     if os.path.realpath(args.out) in map(os.path.realpath, args.trees):
         raise InputError(f"--out {args.out} is one of --trees: choose another file for the rows")
     beside = Path(args.trees[0]).parent / "model"
+    if not args.model and not beside.exists():
+        raise InputError(f"there is no model beside {args.trees[0]}: give the --model that searched them")
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
     trees = own_trees(args.trees, tokenizer)
     rows = list(export(trees, args.export, tokenizer, args.paths, args.seed))
-    with open(args.out, "w", encoding="utf-8") as out:
+    with told(f"write {args.out}"), open(args.out, "wb", buffering=0) as out:
         for row in rows:
             tasks.write_line(out, row)
     print(f"wrote {len(rows)} rows to {args.out}")

@@ -17,6 +17,7 @@ import operator
 import os
 import random
 import re
+import signal
 import statistics
 import sys
 import time
@@ -38,6 +39,46 @@ MARKER = "Final Answer:"
 
 class InputError(ValueError):
     """Something the user can put right, told in one sentence: commands print it and exit with status 2."""
+
+
+@contextlib.contextmanager
+def told(task: str, remedy: str = "choose another file", errors=OSError):
+    """Inside, an exception of the kind `errors` becomes an InputError: cannot TASK (reason); REMEDY."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as error:
+        why = reason(error)
+        if re.search("No space left|File too large|quota exceeded", why, re.I):
+            remedy = "free some space, and the same command goes on from what is saved"
+        raise InputError(f"cannot {task} ({why}); {remedy}") from error
+
+
+_NO_MEMORY = "out of memory|can't allocate memory|MemoryError"
+_MEANINGS = {  # what libraries say, and what it means
+    "Error while deserializing": "a file is torn, or is none (a git-lfs pointer?): fetch it again",
+    "Error no file named": "there are none in the form of safetensors",
+    "Expected one of cpu": "there is no such kind of device",
+    "mismatch": "they have other sizes than config.json says",
+    "custom code": "it needs code of its own, which is never run",
+    "Unrecognized model": "there is no config.json, or it names no type of model",
+    "backend tokenizer": "its files are missing",
+    "JSONDecodeError": "a file is torn, or is no JSON (a git-lfs pointer?): fetch it again",
+    _NO_MEMORY: "out of memory: lower --slots, --kv-budget or --micro-tokens",
+}
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words: what the system, torch, transformers, tokenizers, safetensors or
+    a template says, or what that means."""
+    for failure, _ in getattr(error, "failures", {}).values():  # a CheckpointException
+        return reason(failure)
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    for words, meaning in _MEANINGS.items():
+        if re.search(words, f"{type(error).__name__}: {said}"):
+            return meaning
+    return said.splitlines()[0][:200].rstrip(" .:;")
 
 
 def check_range(**settings):
@@ -211,9 +252,7 @@ def _problems(path, convert, limit, seed):
         try:
             if not isinstance(row, dict):
                 raise TypeError("it is not an object with named fields")
-            question, answer = convert(row, seed)
-            if not isinstance(question, str) or not isinstance(answer, str):
-                raise TypeError("the question or the answer is not text")
+            question, answer = map(_mended, convert(row, seed))
             if not question.strip() or not answer.strip():
                 raise ValueError("the question or the answer is empty")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -226,6 +265,13 @@ def _problems(path, convert, limit, seed):
     if repeats:
         print(f"{path}: dropped {repeats} repeated questions, kept {len(answers)}", file=sys.stderr)
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
+
+
+def _mended(text):
+    """The text with � for half an emoji, which no tokenizer takes."""
+    if not isinstance(text, str):
+        raise TypeError("the question or the answer is not text")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rows(path):
@@ -1447,15 +1493,14 @@ def summarise(records: list[dict], trials: int) -> dict:
 def open_lines(path: str | Path):
     """A JSON Lines file opened to append: a torn last line is dropped with a message, a second process kept
     out. Raises InputError if it cannot be opened or is in use."""
-    try:
-        file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # half an emoji as \ud83d
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with told(f"write to {path}"):
+        file = open(path, "ab", buffering=0)
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing {path}; wait for it, or choose another") from None
         _mend(file, path)
-    except BlockingIOError:
-        raise InputError(f"another process is writing {path}; wait for it, or choose another file") from None
-    except OSError as error:
-        raise InputError(f"cannot write to {path} ({error.strerror}); choose another file") from None
     return file
 
 
@@ -1468,20 +1513,19 @@ def _mend(file, path):
     if last and not last.endswith(b"\n"):
         try:
             json.loads(last)
-            file.write("\n")
+            file.write(b"\n")
         except ValueError:
             print(f"{path}: dropped the last line, which is not complete", file=sys.stderr)
             file.truncate(os.path.getsize(path) - len(last))
 
 
 def write_line(file, record: dict):
-    """Append one record and flush. Raises InputError where the disk is full."""
-    try:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-    except OSError as error:
-        raise InputError(f"cannot write to {file.name} ({error.strerror}); free some space, and repeat the "
-                         "command: it goes on") from None
+    """Append one record. Raises InputError where the disk is full."""
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    left = line.encode("utf-8", "backslashreplace")  # half an emoji as \ud83d
+    with told(f"write to {file.name}"):
+        while left:
+            left = left[file.write(left):]  # a disk that fills up takes a part
 
 
 def read_lines(path: str | Path) -> Iterator:
@@ -1495,30 +1539,98 @@ def read_lines(path: str | Path) -> Iterator:
 
 
 def run_command(main: Callable):
-    """Run a command's main(): what its user can put right becomes one sentence on stderr and exit status 2,
-    Ctrl-C one and 130."""
+    """Run a command's main(). What its user can put right becomes one sentence on stderr and exit status 2,
+    Ctrl-C one and 130; what nobody expects keeps its traceback."""
+    for stream in sys.stdout, sys.stderr:  # of any encoding: ? for what it lacks
+        stream.reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()
-    except InputError as error:
-        leave(2, error)
-    except KeyboardInterrupt:
-        leave(130, "stopped; with --out, the same command goes on from there")
     except BrokenPipeError:  # the reader of stdout, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a full disk, most likely
-        leave(2, f"{error}; the same command goes on from what is saved")
+        _flush()
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error)
 
 
-def leave(status: int, sentence: str | Exception):
-    """Say a sentence and exit. Of many ranks the first speaks for all; torchrun ends the others meanwhile."""
+def watch_imports():
+    """From here on Ctrl-C is one sentence, also while torch is imported, which takes seconds."""
+    def hook(kind, error, trace):
+        if isinstance(error, KeyboardInterrupt):
+            leave(error)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def leave(error: BaseException):
+    """Say why the command ends, and exit. Of many ranks the first speaks for all, and torchrun ends the
+    others meanwhile; what it does not end has a trouble of its own and says so, with the rank."""
+    _flush()
     name = os.path.basename(sys.argv[0])
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun sends another
+        if rank == "0":
+            print(f"{name}: stopped; with --out, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    sentence = _farewell(error)
     if rank != "0":
-        time.sleep(5)
         name += f" (rank {rank})"
+        is_own = getattr(error.__cause__ or error, "errno", None)  # of its disk, its file
+        time.sleep(0 if is_own else 5)
     print(f"{name}: {sentence}", file=sys.stderr)
-    sys.exit(status)
+    sys.exit(2)
+
+
+def _farewell(error):
+    """What an exception that ends a command tells its user; raised again if it is none of theirs."""
+    if isinstance(error, InputError):
+        return error
+    why = reason(error)
+    if isinstance(error, OSError):  # a full disk, most likely
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{why}; the same command goes on from what is saved"
+    if why == _MEANINGS[_NO_MEMORY]:
+        return why
+    raise error
+
+
+def _flush():
+    """Print what is left; where nobody takes it, nowhere, else Python complains once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def ranks() -> tuple[int, int]:
+    """Rank and number of ranks, as torchrun announces them. Raises InputError for what is no group."""
+    rank = os.environ.get("RANK", "0")
+    world = os.environ.get("WORLD_SIZE", "1")
+    if rank.isdecimal() and world.isdecimal() and int(rank) < int(world):
+        return int(rank), int(world)
+    raise InputError(f"the environment says RANK={rank} and WORLD_SIZE={world}, which is no rank of a group: "
+                     "start with torchrun, or unset both")
+
+
+def progress(label: str, total: int, unit: str, **how):
+    """A bar of tqdm; in a log instead of a terminal, a line every half minute."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        how |= {"file": _Log(), "mininterval": 30, "miniters": 1, "delay": 30, "smoothing": 0}
+        how["bar_format"] = "{desc}: {percentage:.0f} % of {total_fmt} {unit}s, {elapsed}, {remaining} to go"
+    return tqdm(desc=label, total=total, unit=unit, **how)
+
+
+class _Log:
+    """What tqdm takes for a terminal: its states become lines."""
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
 
 
 def parse_arguments():
@@ -1542,6 +1654,8 @@ def parse_arguments():
 def main():
     """The command: sample answers, print accuracy and its spread over the trials."""
     args = parse_arguments()
+    if ranks() != (0, 1):
+        raise InputError("an evaluation is one process: start it without torchrun")
     limits = {"trials": (args.trials, 1), "max_new_tokens": (args.max_new_tokens, 1)}
     check_range(**limits, temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
@@ -1550,13 +1664,12 @@ def main():
 
     def sample(asked, n):
         import mcts
-        from tqdm import tqdm
 
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
         prompts = [mcts.build_prompt(tokenizer, problem["question"]) for problem in asked]
         drawn = 0
         start = time.time()
-        with tqdm(total=len(asked) * n * args.max_new_tokens, unit="token", unit_scale=True) as bar:
+        with progress("sample", len(asked) * n * args.max_new_tokens, "token", unit_scale=True) as bar:
             for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **settings):
                 drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples

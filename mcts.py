@@ -23,6 +23,7 @@ import heapq
 import html
 import inspect
 import json
+import logging
 import math
 import numbers
 import os
@@ -36,6 +37,11 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import accumulate, chain, count, cycle, islice, takewhile
 from operator import attrgetter
 
+import eval as tasks
+from eval import MARKER, InputError, check_range, open_lines, reason, run_command, told, visible, write_line
+
+if __name__ == "__main__":
+    tasks.watch_imports()
 if "PYTORCH_ALLOC_CONF" not in os.environ:      # what torch reads; by its older name, first
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -44,12 +50,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
-import eval as tasks
-from eval import MARKER, InputError, check_range, open_lines, run_command, visible, write_line
-
-logging.disable_progress_bar()                  # of transformers' loading; a search shows its own
+transformers_logging.disable_progress_bar()     # a search shows its own
+for library in "transformers", "huggingface_hub":
+    logging.getLogger(library).setLevel(logging.ERROR)      # what matters of their warnings is told here
 
 PLAIN = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)      # how tokens become text
 
@@ -132,17 +137,18 @@ def chat(tokenizer, instruction, said):
     first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
     system = dict(role="system", content=instruction)
     whole = dict(role="user", content=f"{instruction}\n\n{said[0]}")
-    failure = None
-    for start in ([system, first], [whole]) if instruction else ([first],):
+    openings = [[system, first], [whole]] if instruction else [[first]]
+    for start in openings:
+        how = dict(add_generation_prompt=True, tokenize=False)
         try:
-            text = tokenizer.apply_chat_template(start + later, add_generation_prompt=True, tokenize=False)
-        except Exception as error:              # jinja2's, or what the template raises
-            failure = error
+            with told("apply the tokenizer's chat template", "repair it, or give Format a prompt", Exception):
+                text = tokenizer.apply_chat_template(start + later, **how)
+        except InputError:
+            if start is openings[-1]:
+                raise
         else:
             if system not in start or instruction.strip() in text:
                 return text
-    raise InputError(f"the tokenizer's chat template fails ({reason(failure)}); repair it, or give Format a "
-                     "prompt function")
 
 
 def encode(tokenizer, text, quoted=(), add_special_tokens=True):
@@ -286,16 +292,13 @@ class Tree:
 
 def read_trees(path) -> Iterator[Tree]:
     """The trees of a JSON Lines file, one at a time. Raises InputError naming the line that is not a tree."""
-    try:
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield Tree.from_json(line)
-                except (ValueError, KeyError, TypeError, IndexError):
-                    raise InputError(f"{path}, line {number}: not a search tree; search that question again, "
-                                     "or delete the line") from None
-    except OSError as error:
-        raise InputError(f"cannot read trees from {path}: {error.strerror}") from None
+    with told(f"read trees from {path}"), open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield Tree.from_json(line)
+            except (ValueError, KeyError, TypeError, IndexError):
+                raise InputError(f"{path}, line {number}: not a search tree; search that question again, or "
+                                 "delete the line") from None
 
 
 # ---------------------------------------------------------------- the search of one tree
@@ -399,12 +402,9 @@ def close(tree, i):
 
 def pick_device(name: str | None = None) -> torch.device:
     """`name` as a torch.device; by default the first GPU, else the CPU. InputError if there is none."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return torch.empty(0, device=device).device                 # with its number: cuda:0
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device is {str(name)!r}, which is not to be had here ({reason(error)}); "
-                         "give cpu or cuda, or leave it out") from None
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    with told(f"use --device {name}", "give cpu or cuda, or leave it out", (RuntimeError, AssertionError)):
+        return torch.empty(0, device=torch.device(name)).device     # with its number: cuda:0
 
 
 def load_model(name: str, device=None, dtype: str | None = None):
@@ -443,33 +443,15 @@ def load_weights(name, config, device, dtype):
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as "
                          f"{missing[0]}: it was saved as another kind of model, or under other names")
-    try:
+    with told(f"move {name} to {device}", "take a smaller one, or more GPUs", torch.OutOfMemoryError):
         return model.to(device)
-    except torch.OutOfMemoryError:
-        raise InputError(f"{name} does not fit into the memory of {device}") from None
-
-
-HINTS = {"SafetensorError": "a file is torn, or is none (a git-lfs pointer?): fetch it again",
-         "no file named": "there are none in the form of safetensors",
-         "mismatch": "they have other sizes than config.json says",
-         "custom code": "it needs code of its own, which is never run"}
 
 
 def load(what, function, name, **how):
-    """function(name, ...), any failure as one sentence."""
-    try:
+    """function(name, ...), any failure as one sentence: each library has its own exceptions."""
+    remedy = "give a folder written by save_pretrained, or a hub name and a network"
+    with told(f"load the {what} of {str(name)!r}", remedy, Exception):
         return function(name, trust_remote_code=False, **how)
-    except Exception as error:      # transformers, tokenizers, safetensors, torch, the hub: each has its own
-        told = f"{type(error).__name__}: {error}"
-        why = next((hint for word, hint in HINTS.items() if word in told), reason(error))
-        raise InputError(f"cannot load the {what} of {name!r}: {why}; give a folder written by "
-                         "save_pretrained, or a hub name and a network") from None
-
-
-def reason(error):
-    """The first line of what an exception says, or its kind."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 # ---------------------------------------------------------------- the model: attention of our own
@@ -1740,13 +1722,10 @@ def search_settings(args):
 def search_file(args):
     """Search the questions of a file and append each tree to another as it is finished. What is there is not
     searched again; under torchrun each rank does its share into a file of its own."""
-    from tqdm import tqdm
-
     settings = search_settings(args)
     check_search(settings)
     settings["candidates"] = settings["candidates"] or args.breadth
-    rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = tasks.ranks()
     if world > 1:
         stem, suffix = os.path.splitext(args.out)
         args.out = f"{stem}.{rank}{suffix}"
@@ -1760,7 +1739,7 @@ def search_file(args):
         left = not_searched(problems[rank::world], args.out, settings)
         model, tokenizer = load_model(args.model, args.device, args.dtype)
         total = len(left) * args.iterations
-        with tqdm(total=total, unit="iteration", smoothing=0.05, disable=rank > 0) as bar:
+        with tasks.progress("search", total, "iteration", disable=rank > 0) as bar:
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 write_line(out, tree.record())
                 endings += tree.endings()
@@ -1801,6 +1780,7 @@ def main():
     args = parser.parse_args()
     check_range(limit=(args.limit, 1))
     if args.html:
+        sys.stdout.reconfigure(encoding="utf-8", errors="xmlcharrefreplace")    # as the page says
         print(page(islice(read_trees(args.html), args.limit)))
     elif args.show:
         width = shutil.get_terminal_size((110, 24)).columns

@@ -601,57 +601,6 @@ def test_eval_command_prints_mean_and_spread(tmp_path, model_folder, data_file):
     assert done.returncode == 0 and "±" in done.stdout, done.stderr
 
 
-BAD = {                                                             # arguments -> words of the one sentence
-    "missing data": (["--data", "no_such_file.jsonl"], "no_such_file.jsonl"),
-    "empty data": (["--data", "EMPTY"], "no problem"),
-    "not JSON": (["--data", "BROKEN"], "line 2"),
-    "eval data of one name": (["--eval-data", "a/x.jsonl", "b/x.jsonl"], "have the same name"),
-    "export of nothing": (["--export", "dpo"], "--export needs --trees"),
-    "no question to evaluate": (["--eval-limit", 0], "--eval-limit"),
-    "no answer": (["--data", "NO_ANSWER"], "line 1"),
-    "empty question": (["--data", "EMPTY_QUESTION"], "line 1"),
-    "unknown model": (["--model", "no/such/folder"], "no/such/folder"),
-    "breadth 0": (["--breadth", 0], "--breadth"),
-    "depth 0": (["--depth", 0], "--depth"),
-    "negative beta": (["--beta", -1], "--beta"),
-    "level of another objective": (["--level", "response", "--objective", "dpo"], "--objective dvo only"),
-    "targets of another": (["--targets", "value-model", "--objective", "kto"], "--objective dvo only"),
-    "negative value rate": (["--value-lr", -1], "--value-lr"),
-    "fewer candidates than breadth": (["--breadth", 5, "--candidates", 3], "--candidates"),
-    "unwritable folder": (["--out", "FILE/run"], "--out"),
-    "folder of another run": (["--out", "RUN", "--beta", 0.2], "beta was 0.1 and is 0.2"),
-    "folder of something else": (["--out", "SOMETHING"], "holds no run"),
-}
-
-
-@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, inputs, data_file, run_folder,
-                                                monkeypatch, capsys):
-    good = data_file.read_text().splitlines()[0]
-    files = {"EMPTY": "", "FILE": "", "SOMETHING/file": "x", "BROKEN": good + "\nnot json\n",
-             "NO_ANSWER": '{"question": "Add 1."}\n',
-             "EMPTY_QUESTION": '{"question": " ", "answer": "1"}\n'}
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    arguments = [run_folder if a == "RUN" else a for a in arguments]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, [*inputs, "--out", "new", *SMALL, *arguments])])
-    with pytest.raises(SystemExit) as stopped:
-        tasks.run_command(dvo.main)
-    assert stopped.value.code == 2
-    sentence = capsys.readouterr().err.strip().splitlines()[-1]
-    assert sentence.startswith("dvo.py: ") and words in sentence
-
-
-@pytest.mark.parametrize("script", ("dvo.py", "mcts.py", "eval.py"))
-def test_every_script_tells_bad_input_in_one_sentence(script, tmp_path):
-    done = command("--model", "M", "--data", tmp_path / "nowhere.jsonl", "--out", tmp_path / "new",
-                   script=script)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(f"{script}: ") and "nowhere.jsonl" in done.stderr
-
-
 def test_doctests():
     for module in (dvo, tasks):
         result = doctest.testmod(module)

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import torch
 from pytest import approx as about
-from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
 import tiny
@@ -1311,13 +1310,6 @@ def test_bos_and_eos_of_a_prompt(tok):
     assert mcts.encode(both, f"{tiny.TURN}Add 3.") == [1, *plain]
 
 
-def test_a_template_that_fails():
-    tok = tiny.tokenizer()
-    tok.chat_template = "{{ raise_exception('no turns at all') }}"
-    with pytest.raises(InputError, match="chat template fails .*no turns at all"):
-        mcts.build_prompt(tok, "1 + 1?")
-
-
 def test_a_prompt_function_is_asked_real_questions_only(lm, tok):
     asked = []
 
@@ -1576,95 +1568,7 @@ def test_show_and_html(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("bad, told", [
-    ("--slots 0", "--slots is 0"), ("--limit 0", "--limit is 0"), ("--limit -1", "--limit is -1")])
-def test_bad_settings_are_told_before_a_model_is_loaded(bad, told, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(mcts, "load_model", lambda *_: pytest.fail("a model was loaded"))
-    with pytest.raises(InputError, match=told):
-        command(monkeypatch, *flags(folder, tmp_path / "trees.jsonl", *bad.split()))
-    with pytest.raises(InputError, match="--out is --data"):
-        command(monkeypatch, *flags(folder, folder / "questions.jsonl"))
-    with pytest.raises(InputError, match="give --model, --data and --out"):
-        command(monkeypatch, "--model", "M")
-
-
 # ---------------------------------------------------------------- loading a model, or saying why not
-
-
-def torn(folder):
-    os.truncate(folder / "model.safetensors", 9000)
-
-
-def pointer(folder, name="model.safetensors"):
-    text = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n"
-    (folder / name).write_text(text)
-
-
-def no_config(folder):
-    pointer(folder, "config.json")
-
-
-def no_weights(folder):
-    (folder / "model.safetensors").unlink()
-
-
-def no_tokenizer(folder):
-    (folder / "tokenizer.json").unlink()
-
-
-def adapter(folder):
-    (folder / "adapter_config.json").write_text("{}")
-
-
-def config(**changes):
-    def change(folder):
-        path = folder / "config.json"
-        settings = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps(settings))
-    return change
-
-
-def weights(rename):
-    """What saves the weights under other names, or leaves out those whose name becomes empty."""
-    def change(folder):
-        path = folder / "model.safetensors"
-        renamed = {rename(name): tensor for name, tensor in load_file(path).items()}
-        renamed.pop("", None)
-        save_file(renamed, path, metadata={"format": "pt"})
-    return change
-
-
-def more_tokens(folder):
-    tok = tiny.tokenizer()
-    tok.add_tokens([f"<{i}>" for i in range(9)])
-    tok.save_pretrained(folder)
-
-
-quantised = config(quantization_config={"quant_method": "fp8"})
-other_size = config(vocab_size=500)
-own_code = config(model_type="mine", auto_map={"AutoConfig": "mine.Mine"})
-prefix = weights(lambda name: f"_orig_mod.{name}")
-no_head = weights(lambda name: name.replace("lm_head.weight", ""))
-
-
-@pytest.mark.parametrize("spoil, told", [
-    (torn, "weights of .*a file is torn"),
-    (pointer, "weights of .*git-lfs pointer"),
-    (no_weights, "none in the form of safetensors"),
-    (no_config, "config of .*not a valid JSON"),
-    (no_tokenizer, "tokenizer of"),
-    (quantised, "is quantised"),
-    (other_size, "other sizes than config.json says"),
-    (adapter, "holds an adapter"),
-    (prefix, "lacks 21 weights of LlamaForCausalLM"),
-    (no_head, "lacks 1 weights"),
-    (more_tokens, "has a token 373, but the model embeds only 370"),
-    (own_code, "never run")])
-def test_what_cannot_be_loaded_is_told_in_a_sentence(spoil, told, folder, tmp_path):
-    shutil.copytree(folder / "model", tmp_path / "model")
-    spoil(tmp_path / "model")
-    with pytest.raises(InputError, match=told):
-        mcts.load_model(str(tmp_path / "model"), "cpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -1675,13 +1579,6 @@ def test_a_model_without_generation_config(device, folder, tmp_path):
     assert model.device.type == device
     assert not model.training
     assert mcts.eos_tokens(model, tok) == {0}
-
-
-def test_devices_that_are_not_there():
-    missing = [] if torch.cuda.is_available() else ["cuda", "cuda:3"]
-    for name in "gpu", "meta:x", *missing:
-        with pytest.raises(InputError, match="--device is .*not to be had here"):
-            mcts.pick_device(name)
 
 
 def test_free_memory(monkeypatch):

@@ -6,9 +6,7 @@
 import argparse
 import contextlib
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -265,69 +263,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
     process.communicate()
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
     assert tokens(outcome(run)[0]) == tokens(alone[0])
-
-
-def test_a_stopped_run_says_how_to_go_on(tmp_path, inputs):
-    run = tmp_path / "run"
-    process = launch(0, *inputs, *SETTINGS, "--out", run)
-    wait_until(process, lambda: MOMENTS["in the search"](run))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command goes on" in err.strip().splitlines()[-1] and "Traceback" not in err
-
-
-def test_two_runs_in_one_folder_are_refused(tmp_path, inputs):
-    run = tmp_path / "run"
-    first = launch(0, *inputs, *SETTINGS, "--out", run)
-    wait_until(first, lambda: (run / "config.json").exists())
-    first.send_signal(signal.SIGSTOP)                       # at work for as long as the second needs to come
-    second = launch(0, *inputs, *SETTINGS, "--out", run)
-    _, err = second.communicate(timeout=60)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 2 and "another process is writing" in err.strip().splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def one_round(tmp_path_factory, inputs):
-    folder = tmp_path_factory.mktemp("one") / "run"
-    finish(launch(0, *inputs, *SETTINGS, "--out", folder, "--rounds", 1))
-    return folder
-
-
-def cut_tree(run):
-    path = run / "round1" / "trees.rank0.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text(lines[0] + lines[1][:40] + "\n" + "".join(lines[2:]))
-    (run / "round1" / "trained.json").unlink()
-
-
-def cut_config(run):
-    (run / "config.json").write_text((run / "config.json").read_text()[:-20])
-
-
-def edit_config(run):
-    config = (run / "config.json").read_text()
-    (run / "config.json").write_text(config.replace('"breadth": 5', '"breadth": 4'))
-
-
-def lose_shard(run):
-    next((run / "round1" / "state").glob("*.distcp")).unlink()
-    (run / "round1" / "trained.json").unlink()
-
-
-@pytest.mark.parametrize("damage, words", [
-    (cut_tree, "line 2: not a search tree"), (cut_config, "is not JSON any more"),
-    (edit_config, "breadth was 4 and is 5"), (lose_shard, "cannot be read")])
-def test_damage_is_one_sentence(damage, words, tmp_path, inputs, one_round, monkeypatch, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(one_round, run)
-    damage(run)
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, [*inputs, *SETTINGS, "--out", run])])
-    with pytest.raises(SystemExit) as stopped:
-        tasks.run_command(dvo.main)
-    assert stopped.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):

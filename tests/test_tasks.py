@@ -2,7 +2,6 @@
 import hashlib
 import http.server
 import json
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -408,12 +407,6 @@ def test_a_second_writer_is_kept_out(tmp_path):
     open_lines(tmp_path / "a").close()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
-def test_a_full_disk_is_one_sentence():
-    with pytest.raises(InputError, match="/dev/full .*free some space"):
-        write_line(open("/dev/full", "w"), {"a": 1})
-
-
 class FakeSearch:
     """What the command needs of mcts.py."""
     InputError = InputError
@@ -438,31 +431,13 @@ def test_the_command(trials, spread, tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "data.jsonl", {"question": "one", "answer": "3"}, {"question": "four", "answer": "5"})
     command = f"eval.py --model M --data {data} --trials {trials} --out {tmp_path / 'out.jsonl'}"
     monkeypatch.setitem(sys.modules, "mcts", FakeSearch)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(sys, "argv", command.split())
     for is_repeated in (False, True):
         tasks.main()
         shown = capsys.readouterr()
         assert "accuracy 50.0 " + spread in shown.out and ("tokens/s" in shown.out) != is_repeated
         assert ("100%" in shown.err) != is_repeated, "the bar has come to its end"
-
-
-@pytest.mark.parametrize("raised, status, sentence", [
-    (InputError("It is not there."), 2, "It is not there."), (KeyboardInterrupt, 130, "the same command goes on")])
-def test_a_command_ends_in_one_sentence(raised, status, sentence, capsys):
-    def main():
-        raise raised
-
-    with pytest.raises(SystemExit) as end:
-        tasks.run_command(main)
-    shown = capsys.readouterr().err
-    assert end.value.code == status and sentence in shown and shown.count("\n") == 1
-
-
-def test_a_script_and_what_it_imports_share_one_module(tmp_path):
-    """Else the InputError that mcts.py raises would not be the one that eval.py catches."""
-    command = [sys.executable, "eval.py", "--model", tmp_path / "none", "--data", "arithmetic", "--limit", "1"]
-    shown = subprocess.run(command, cwd=Path(tasks.__file__).parent, capture_output=True, text=True)
-    assert shown.returncode == 2 and shown.stderr.startswith("eval.py: ") and "Traceback" not in shown.stderr
 
 
 def test_responses_of_other_settings_are_not_taken_for_these(tmp_path):
