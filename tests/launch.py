@@ -99,6 +99,7 @@ def run(arguments, environment, output, cwd, before):
     for number, name in (1, "out"), (2, "err"):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY), number)
     speak("utf-8")
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background job ignores Ctrl-C
     faulthandler.enable(file=2)                                     # SIGABRT shows the stack
     os.environ.update(environment)
     os.chdir(cwd)

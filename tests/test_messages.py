@@ -397,9 +397,9 @@ def test_a_script_and_what_it_imports_share_one_module(files, out):
 
 STAGES = table(
     (ALL, "eval.parse_arguments", ""), (ALL, "eval.load_problems", ""), (ALL, "mcts.load_model", ""),
-    (ALL, "mcts.step", ""), (ALL, "eval.write_line", ""),
+    (ALL, "mcts.advance", ""), (ALL, "eval.write_line", ""),
     ("eval", "eval.judge", ""),
-    ("mcts", "mcts.draw", "- --show TREES"), ("mcts", "mcts.page", "- --html TREES"),
+    ("mcts", "mcts.picture", "- --show TREES"), ("mcts", "mcts.page", "- --html TREES"),
     ("dvo", "dvo.random_model", "- --out OUT"),
     ("dvo", "dvo.imitate_own", "--bootstrap --bootstrap-samples 2"),
     ("dvo", "dvo.accumulate", TRAIN),
