@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Direct Value Optimization (Zhang et al. 2025, arXiv 2502.13723): reasoning, learnt without preferences.
 
     python dvo.py                                       # the demo: a minute on a laptop, nothing to download

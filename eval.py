@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Problems, answers and their judge: tasks, extraction of the final answer, equivalence, evaluation.
 
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer

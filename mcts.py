@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Tree search over reasoning steps: the first half of Direct Value Optimization (arXiv 2502.13723, Sec. 4.2).
 
     python mcts.py --model M --data questions.jsonl --out trees.jsonl     # search, one tree a line; goes on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Draw the README's figures from the numbers of tests/reproduce.py: assets/results.json -> assets/*.svg.
 
     pip install matplotlib                                          # needed here only

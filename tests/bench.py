@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Measure this project against its peers, on the same input in the same process.
 
     python tests/bench.py search --model M --data questions.jsonl    # against transformers' generate

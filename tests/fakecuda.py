@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """A GPU for machines without one: tensors whose numbers lie in the CPU's memory and which say that they are
 on cuda:0. Where CUDA would refuse to mix devices, DeviceMix is raised; where the host would wait for the GPU,
 a wait is counted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Acceptance on one GPU: under ten minutes on an H100 or H200, nothing to download.
 
     python tests/gpu.py [--out results.json]

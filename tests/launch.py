@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Start the project's commands in processes forked from one that has imported all it needs: an import of
 torch and transformers takes seconds, and the tests start dozens of processes."""
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """A real model through the whole pipeline: bootstrapping, search, every objective on the same trees, evaluation.
 
     python tests/real.py --model MODEL --train gsm8k_train.jsonl --test gsm8k_test.jsonl --out REAL

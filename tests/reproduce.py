@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """The paper's tables and figures in miniature: every objective on the same trees, on chains of arithmetic.
 
     python tests/reproduce.py --out CELLS                       # all; can be stopped and continued

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """The judge of answers. Run with: python -m pytest tests/test_answers.py"""
 import doctest
 import random

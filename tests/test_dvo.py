@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """dvo.py: packing, step log-probs, objectives, training, run folders and the command line.
 
     python -m pytest -q tests/test_dvo.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """On a GPU that is none (fakecuda.py): nothing mixes devices, the numbers are those of the CPU, and the host
 waits for the GPU no more often than it must.
 

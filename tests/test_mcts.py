@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """What the search promises: where steps end, what a tree counts, and that the engine below changes nothing.
 
     python -m pytest -q tests/test_mcts.py          # half a minute on one core, no download, no GPU needed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Whatever goes wrong, a command says it in one sentence: what, where, what to do. Nothing finished is lost.
 
 A row of the tables below is a command: scripts, what to add to their usual arguments, words of the sentence.

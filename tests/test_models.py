@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Whatever the architecture: what search, sampling and packed trees compute are the numbers of the model's
 own forward, also beyond its windows; or the model is refused with the true reason.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """dvo.py's objectives: losses and gradients against closed forms, what each draws from a tree, the critic.
 
     python -m pytest -q tests/test_objectives.py

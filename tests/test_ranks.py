@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Many ranks and restarts, on the CPU with gloo: 1, 2 and 4 ranks give the same run, as does a killed one.
 
     python -m pytest -q tests/test_ranks.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """reproduce.py: what it calls true, and its statistics; the comparison itself takes an hour.
 
     python -m pytest -q tests/test_reproduce.py

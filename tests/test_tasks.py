@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """The loader of problems, against a local server. Run with: python -m pytest tests/test_tasks.py"""
 import hashlib
 import http.server

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Tiny models and a tiny tokenizer for the tests: no download, milliseconds each, the same for the same seed.
 
 A random model almost never writes a blank line, an answer or an EOS, and its attention hardly matters. Here
