@@ -5,6 +5,7 @@ A random model almost never writes a blank line, an answer or an EOS, and its at
 they do: the weights of `model` are large enough that a wrong key or value shows in the logits, and each token
 of `CHANCES` gets its share, so that a search finds inner steps, right and wrong answers, EOS, and cuts.
 """
+import json
 import math
 import pathlib
 import sys
@@ -16,6 +17,9 @@ from tokenizers import decoders, pre_tokenizers, trainers
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))          # mcts, eval, dvo: wherever pytest starts
 torch.set_num_threads(1)                                            # more only wait for each other here
+
+import eval as tasks                                                # noqa: E402
+import mcts                                                         # noqa: E402
 
 SENTENCES = ["Add 3 to 4.\n\nThat makes 7.\n\nFinal Answer: 7\n\n",
              "Take 5 from 12.\n\nWe get 7.\n\nFinal Answer: 7\n\n",
@@ -83,3 +87,50 @@ def share_out(lm, tok, chances):
     head[:, 0] = -2.5 - math.log(len(head) / (len(tok) + SPARE)) / 2    # all others: about exp(-2.5 * 2) each
     for text, weight in chances.items():
         head[tok.convert_tokens_to_ids(tok.tokenize(text)), 0] = torch.tensor(float(weight)).log() / 2
+
+
+def save(folder, seed=0, chat=True):
+    """Write `model` and `tokenizer` as a folder that can be loaded."""
+    model(seed=seed).save_pretrained(folder)
+    tokenizer(chat).save_pretrained(folder)
+
+
+def saved_weights(folder):
+    """All weights of the model in a folder as one vector."""
+    lm = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return torch.cat([weight.flatten() for weight in lm.parameters()])
+
+
+def search(lm, questions, answer="7", **settings):
+    """The trees of a short search for questions with one answer."""
+    problems = [{"question": question, "answer": answer} for question in questions]
+    short = dict(breadth=4, depth=4, max_step_tokens=12, slots=4)
+    return list(mcts.search(lm, tokenizer(), problems, tasks.reward, **short | settings))
+
+
+def read(path):
+    """The records of a JSON Lines file."""
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def run(main, monkeypatch, *arguments):
+    """Run main() in this process, as the command that it is in its file."""
+    monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
+    tasks.run_command(main)
+
+
+def tree(*steps, question="q", prompt=(1, 2, 3)):
+    """A tree by hand. steps, numbered from 1: "0" is taken in state 0 and goes on; "1 right", "1 wrong" and
+    "1 invalid", taken after step 1, end a solution. The one token of step i is 10 + i."""
+    grown = mcts.Tree(question, "a", list(prompt))
+    for step in steps:
+        parent, _, end = step.partition(" ")
+        node = mcts.Node(int(parent), [10 + len(grown.nodes)])
+        i = grown.add(node)
+        if end:
+            node.terminal = True
+            node.valid = end != "invalid"
+            node.reward = 1 if end == "right" else -1
+            mcts.backup(grown, i)
+    return grown
