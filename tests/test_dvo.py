@@ -1,17 +1,16 @@
-# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
-"""dvo.py: packing, step log-probs, objectives, training, run folders and the command line.
+"""dvo.py: packing and step log-probs, training, run folders and the command line.
 
     python -m pytest -q tests/test_dvo.py
 """
 import argparse
 import doctest
 import json
-import sys
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from pytest import approx as about
+from torch import tensor
 
 import tiny                                                         # first: it puts the project on sys.path
 import dvo
@@ -19,36 +18,38 @@ import eval as tasks
 import mcts
 from launch import Command
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def tok():
     return tiny.tokenizer()
 
 
-def search(model, tok, questions=("Add 3 to 4.", "Take 5 from 12, then add nothing."), **settings):
-    problems = [{"question": q, "answer": "7"} for q in questions]
-    settings = dict(iterations=8, breadth=3, depth=4, max_step_tokens=12, slots=4) | settings
-    return list(mcts.search(model, tok, problems, tasks.reward, **settings))
-
-
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
-def searched(request, tok):
-    """A float64 model and a tree it has searched, with the ends of its valid and invalid terminals."""
+def searched(request):
+    """A float64 model, a tree it has searched, and the paths of that tree that ended, one of them by EOS."""
     model = tiny.model(request.param, torch.float64)
     questions = [f"Add {i} to 4." for i in range(8)]
-    tree = max(search(model, tok, questions, iterations=12), key=lambda t: sum(n.terminal for n in t.nodes))
-    ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
-    assert len(ends) > 5 and max(tree.nodes[i].depth for i in ends) >= 3        # else the tests prove little
-    return model, tree, ends
+    trees = tiny.search(model, questions, iterations=12, breadth=3)
+    tree = max(trees, key=lambda tree: sum(node.terminal for node in tree.nodes))
+    ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+    assert len(ends) > 5
+    assert max(tree.nodes[i].depth for i in ends) >= 3              # else the tests prove little
+    eos = set(model.generation_config.eos_token_id)
+    assert any(tree.nodes[i].tokens[-1] in eos for i in ends)
+    return model, tree, [tree.path(i) for i in ends]
 
 
-def padded_path_logprobs(model, tree, end):
+def padded_path_logprobs(model, tree, path):
     """log pi of every step of one path, from one plain row: what the packed forward must equal."""
-    steps = [tree.nodes[i].tokens for i in tree.path(end)]
-    row = torch.tensor([tree.prompt + sum(steps, [])])
+    steps = [tree.nodes[i].tokens for i in path]
+    row = tensor([sum(steps, tree.prompt)])
     logprobs = model(input_ids=row).logits[0].log_softmax(-1)
-    token = logprobs[:-1].gather(1, row[0, 1:, None])[:, 0]         # (T - 1,): token t + 1 from state t
-    return [part.sum() for part in token[len(tree.prompt) - 1:].split([len(s) for s in steps])]
+    following = row[0, 1:, None]
+    of_tokens = logprobs[:-1].gather(1, following)[:, 0]            # (T - 1,): token t + 1 from state t
+    after_prompt = of_tokens[len(tree.prompt) - 1:]
+    return torch.stack([part.sum() for part in after_prompt.split([len(step) for step in steps])])
 
 
 # ---------------------------------------------------------------- packing
@@ -56,227 +57,147 @@ def padded_path_logprobs(model, tree, end):
 
 def test_a_token_sees_its_ancestors_only():
     tree = mcts.Tree("q", "a", prompt=[1, 2])
-    left, right = tree.add(mcts.Node(0, [3])), tree.add(mcts.Node(0, [4, 5]))
+    left = tree.add(mcts.Node(0, [3]))
+    right = tree.add(mcts.Node(0, [4, 5]))
     below = tree.add(mcts.Node(left, [6]))
     packed = dvo.pack(tree, [tree.path(below), tree.path(right)])
     assert packed.tokens.tolist() == [1, 2, 3, 4, 5, 6]
     assert packed.position.tolist() == [0, 1, 2, 2, 3, 3]
-    assert packed.mask().astype(int).tolist() == [
-        [1, 0, 0, 0, 0, 0],                                         # 1, the prompt
-        [1, 1, 0, 0, 0, 0],                                         # 2
-        [1, 1, 1, 0, 0, 0],                                         # 3, left
-        [1, 1, 0, 1, 0, 0],                                         # 4, right: not its left neighbour 3
-        [1, 1, 0, 1, 1, 0],                                         # 5
-        [1, 1, 1, 0, 0, 1]]                                         # 6, below left
+    seen = [{t + 1 for t in row.nonzero()[0]} for row in packed.mask()]     # token n stands at n - 1
+    assert seen == [
+        {1},
+        {1, 2},
+        {1, 2, 3},                                                  # left
+        {1, 2, 4},                                                  # right: not its left neighbour, 3
+        {1, 2, 4, 5},
+        {1, 2, 3, 6}]                                               # below left
 
 
 def test_nodes_off_the_paths_are_not_packed():
-    tree = mcts.Tree("q", "a", prompt=[1])
-    a, b = tree.add(mcts.Node(0, [2])), tree.add(mcts.Node(0, [3]))
-    assert dvo.pack(tree, [[b]]).tokens.tolist() == [1, 3] and dvo.pack(tree, [[b], [a]]).num_nodes == 3
+    tree = tiny.tree("0", "0", prompt=[1])
+    packed = dvo.pack(tree, [[2]])
+    assert packed.tokens.tolist() == [1, 12]
+    assert packed.num_nodes == 3
 
 
 def test_packed_equals_padded_in_log_probs_and_gradient(searched):
     """The packed forward is exact: same step log-probs and same DVO gradient as one plain row a path."""
-    model, tree, ends = searched
-    credit = torch.tensor([0.0] + [tree.credit(i) for i in range(1, len(tree.nodes))], dtype=torch.float64)
-    reference = torch.tensor([n.logprob for n in tree.nodes], dtype=torch.float64) + 0.3
-    path = torch.zeros(len(ends), len(tree.nodes), dtype=torch.float64)
-    for row, end in zip(path, ends):
-        row[tree.path(end)] = 1
+    model, tree, paths = searched
+    nodes = range(len(tree.nodes))
+    reference = tensor([tree.nodes[i].logprob + 0.3 for i in nodes])
+    credit = tensor([tree.credit(i) if i else 0.0 for i in nodes])
+    path = tensor([[float(i in nodes_of_path) for i in nodes] for nodes_of_path in paths]).double()
 
-    close = 1e-9
-    packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
-    loss = dvo.dvo_loss(packed, reference, credit, path).mean()
-    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    packed = dvo.step_logprobs(model, dvo.pack(tree, paths))
+    losses = dvo.dvo_loss(packed, reference, credit, path)
+    losses_of_rows = []
+    for steps in paths:
+        row = padded_path_logprobs(model, tree, steps)
+        assert torch.allclose(packed[steps], row, atol=1e-9)
+        errors = 0.1 * (row - reference[steps]) - credit[steps]
+        losses_of_rows.append((errors ** 2).mean())
 
-    losses = []
-    for end in ends:
-        nodes, steps = tree.path(end), padded_path_logprobs(model, tree, end)
-        assert torch.allclose(packed[nodes], torch.stack(steps), atol=close)
-        errors = [(0.1 * (s - reference[i]) - credit[i]) ** 2 for i, s in zip(nodes, steps)]
-        losses.append(sum(errors) / len(errors))
-    plain = torch.stack(losses).mean()
-    assert abs(loss - plain) < close
-    for a, b in zip(gradient, torch.autograd.grad(plain, list(model.parameters()))):
-        assert (a - b).norm() <= 1e-5 * (1e-2 + b.norm())
+    weights = list(model.parameters())
+    ours = torch.autograd.grad(losses.sum(), weights)
+    plain = torch.autograd.grad(sum(losses_of_rows), weights)
+    for mine, own in zip(ours, plain):
+        assert (mine - own).norm() <= 1e-5 * (1e-2 + own.norm())
 
 
-def test_packs_in_a_batch_do_not_see_each_other(searched, tok):
+def test_training_log_probs_are_those_of_sampling(searched):
+    """What was sampled is what is trained on: the packed forward gives each stored log-prob, EOS included."""
+    model, tree, paths = searched
+    packed = dvo.step_logprobs(model, dvo.pack(tree, paths)).tolist()
+    for i in set(sum(paths, [])):
+        assert packed[i] == about(tree.nodes[i].logprob, abs=1e-9)
+
+
+def test_packs_in_a_batch_do_not_see_each_other(searched):
     """Padding to the longest pack changes nothing."""
-    model, tree, ends = searched
-    other = search(model, tok, ["First, add. Then double it and take 5 from 12."])[0]
-    paths = [other.path(i) for i, n in enumerate(other.nodes) if n.terminal]
-    packs = [dvo.pack(tree, [tree.path(ends[0])]), dvo.pack(other, paths)]
-    together = dvo.Policy(model)(packs=packs)
-    for p, vector in zip(packs, together):
-        assert torch.allclose(vector, dvo.step_logprobs(model, p), atol=1e-10)
+    model, tree, paths = searched
+    [other] = tiny.search(model, ["First, add. Then double it and take 5 from 12."])
+    ends = [i for i, node in enumerate(other.nodes) if node.terminal]
+    short = dvo.pack(tree, paths[:1])
+    long = dvo.pack(other, map(other.path, ends))
+    together = dvo.Policy(model)(packs=[short, long])
+    for pack, logprobs in zip([short, long], together):
+        assert torch.allclose(logprobs, dvo.step_logprobs(model, pack), atol=1e-10)
 
 
 def test_a_batch_is_padded_to_multiples_of_64(searched):
     """So that GPU kernels meet few shapes."""
-    _, tree, ends = searched
-    packs = [dvo.pack(tree, [tree.path(end)]) for end in ends]
-    assert len({len(p.tokens) for p in packs}) > 2
-    widths = [dvo.collate([p], torch.device("cpu")).tokens.shape[1] for p in packs]
-    assert all(width % 64 == 0 and 0 <= width - len(p.tokens) < 64 for width, p in zip(widths, packs))
+    _, tree, paths = searched
+    lengths = set()
+    for path in paths:
+        pack = dvo.pack(tree, [path])
+        length = len(pack.tokens)
+        _, width = dvo.collate([pack], CPU).tokens.shape
+        assert width % 64 == 0
+        assert 0 <= width - length < 64
+        lengths.add(length)
+    assert len(lengths) > 2
 
 
-# After the head: scaling, a cap, or both. What the model's own forward makes of hidden states is trained on.
-AFTER_THE_HEAD = [("granite", dict(logits_scaling=8.0)), ("cohere", dict(logit_scale=0.0625)), ("nanochat", {}),
-                  ("gemma3_text", dict(query_pre_attn_scalar=8, final_logit_softcapping=8.0))]
-
-
-@pytest.mark.parametrize("kind, settings", AFTER_THE_HEAD, ids=[kind for kind, _ in AFTER_THE_HEAD])
+@pytest.mark.parametrize("kind, settings", [
+    ("granite", dict(logits_scaling=8.0)),
+    ("cohere", dict(logit_scale=0.0625)),
+    ("nanochat", {}),
+    ("gemma3_text", dict(query_pre_attn_scalar=8, final_logit_softcapping=8.0))])
 def test_what_a_model_does_after_its_head_is_trained_on(kind, settings):
+    """Scaling, a cap, or both: what the model's own forward makes of hidden states."""
     lm = tiny.model(kind, torch.float64, chances=None, **settings)
-    tree = mcts.Tree("q", "a", prompt=[5, 6, 7, 8])
-    end = tree.add(mcts.Node(0, [9, 10, 11]))
-    packed = dvo.step_logprobs(lm, dvo.pack(tree, [[end]]))[end]
-    [plain] = padded_path_logprobs(lm, tree, end)
-    assert packed.item() == pytest.approx(plain.item(), abs=1e-9)
+    tree = tiny.tree("0")
+    tree.nodes[1].tokens = [9, 10, 11]
+    packed = dvo.step_logprobs(lm, dvo.pack(tree, [[1]]))[1]
+    [plain] = padded_path_logprobs(lm, tree, [1])
+    assert packed.item() == about(plain.item(), abs=1e-9)
     weights = lm.get_input_embeddings().weight
-    ours, own = (torch.autograd.grad(x, weights)[0] for x in (packed, plain))
+    [ours] = torch.autograd.grad(packed, weights)
+    [own] = torch.autograd.grad(plain, weights)
     assert (ours - own).norm() <= 1e-6 * own.norm()
+
+
+def long_tree():
+    """A prompt of 10 tokens; paths of 7 + 7 and of 14 tokens."""
+    tree = tiny.tree("0", "1", "0", prompt=range(5, 15))
+    for i, tokens in (1, range(30, 37)), (2, range(50, 57)), (3, range(70, 84)):
+        tree.nodes[i].tokens = list(tokens)
+    return tree
 
 
 def test_a_pack_beyond_the_window_is_exact():
     """Every second layer sees 8 tokens back; a path has 24."""
     lm = tiny.model("gemma3_text", torch.float64, chances=None, query_pre_attn_scalar=8, sliding_window=8,
                     layer_types=["sliding_attention", "full_attention"])
-    tree = mcts.Tree("q", "a", prompt=list(range(5, 15)))
-    a = tree.add(mcts.Node(0, list(range(30, 37))))
-    b = tree.add(mcts.Node(a, list(range(50, 57))))
-    c = tree.add(mcts.Node(0, list(range(70, 84))))
-    packed = dvo.step_logprobs(lm, dvo.pack(tree, [[a, b], [c]]))
-    for end in b, c:
-        steps = padded_path_logprobs(lm, tree, end)
-        assert packed[tree.path(end)].tolist() == pytest.approx([s.item() for s in steps], abs=1e-9)
+    tree = long_tree()
+    paths = [1, 2], [3]
+    packed = dvo.step_logprobs(lm, dvo.pack(tree, paths))
+    for path in paths:
+        plain = padded_path_logprobs(lm, tree, path)
+        assert packed[path].tolist() == about(plain.tolist(), abs=1e-9)
 
 
 def test_a_pack_beyond_the_context_is_refused():
-    """40 tokens for a model that was made for 32."""
-    lm = tiny.model(chances=None, max_position_embeddings=32)
-    tree = mcts.Tree("q", "a", prompt=list(range(5, 25)))
-    end = tree.add(mcts.Node(0, list(range(30, 50))))
-    with pytest.raises(tasks.InputError, match="has 40 tokens .* context of 32"):
-        dvo.step_logprobs(lm, dvo.pack(tree, [[end]]))
-
-
-def test_training_log_probs_are_those_of_sampling(searched):
-    """What was sampled is what is trained on: the packed forward gives each stored log-prob, EOS included."""
-    model, tree, ends = searched
-    packed = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(i) for i in ends]))
-    eos = set(model.generation_config.eos_token_id)
-    assert any(tree.nodes[i].tokens[-1] in eos for i in ends)
-    for i in {i for end in ends for i in tree.path(end)}:
-        assert abs(packed[i].item() - tree.nodes[i].logprob) < 1e-9
-
-
-def test_eos_is_part_of_the_last_step(searched):
-    """Without its EOS a model trained on the steps would never learn to stop."""
-    model, tree, ends = searched
-    eos = set(model.generation_config.eos_token_id)
-    end = next(i for i in ends if tree.nodes[i].tokens[-1] in eos and len(tree.nodes[i].tokens) > 1)
-    full = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(end)]))[end]
-    last = tree.nodes[end].tokens.pop()
-    without = dvo.step_logprobs(model, dvo.pack(tree, [tree.path(end)]))[end]
-    tree.nodes[end].tokens.append(last)
-    assert without - full > 1e-3
-
-
-# ---------------------------------------------------------------- objectives
-
-
-def test_dvo_loss_and_gradient_by_hand():
-    """Two paths over three steps (0 is the root): a = (1, 2), b = (3)."""
-    policy = torch.tensor([0.0, -1.0, -2.0, -3.0], requires_grad=True)
-    reference, credit = torch.tensor([0.0, -2.0, -2.0, -1.0]), torch.tensor([0.0, 0.5, -0.25, -1.0])
-    path = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 1]])
-    # log-ratios 1, 0, -2; beta 0.5: errors 0.5 - 0.5 = 0, 0 + 0.25 = 0.25, -1 + 1 = 0
-    losses = dvo.dvo_loss(policy, reference, credit, path, beta=0.5)
-    assert losses.tolist() == [(0 + 0.0625) / 2, 0]
-    losses.sum().backward()
-    assert policy.grad.tolist() == [0, 0, 0.5 * 2 * 0.25 / 2, 0]        # beta * 2 * error / steps of the path
-    # response level: 0.5 * (1 + 0) - (0.5 - 0.25) = 0.25; 0.5 * -2 + 1 = 0
-    assert dvo.dvo_loss(policy, reference, credit, path, 0.5, "response").tolist() == [0.0625, 0]
-
-
-def test_levels_agree_on_paths_of_one_step():
-    generator = torch.Generator().manual_seed(0)
-    policy, reference, credit = torch.randn(3, 9, generator=generator)
-    path = torch.eye(9)[1:]
-    step = dvo.dvo_loss(policy, reference, credit, path, level="step")
-    response = dvo.dvo_loss(policy, reference, credit, path, level="response")
-    assert torch.allclose(step, response) and step.std() > 0.1
-
-
-def test_targets_telescope(searched):
-    """The response-level target of a path is r - V(s_0), whatever lies between."""
-    _, tree, ends = searched
-    for end in ends:
-        target = tree.nodes[end].reward - tree.nodes[0].value
-        assert sum(tree.credit(i) for i in tree.path(end)) == pytest.approx(target)
-
-
-def test_rft_loss_is_the_negative_log_likelihood():
-    policy = torch.tensor([0.0, -1.0, -2.0])
-    assert dvo.rft_loss(policy, torch.tensor([[0.0, 1, 1], [0, 0, 1]])).tolist() == [3, 2]
-
-
-# ---------------------------------------------------------------- examples
-
-
-def hand_tree():
-    """Root -> A (two terminals: right N=1, wrong N=1), B (right), C (wrong, not valid); V by hand."""
-    tree = mcts.Tree("q", "a", prompt=[1, 2, 3])
-    a = tree.add(mcts.Node(0, [4]))
-    for parent, reward, valid in (a, 1, True), (a, -1, True), (0, 1, True), (0, -1, False):
-        i = tree.add(mcts.Node(parent, [5], reward=reward, terminal=True, valid=valid))
-        mcts.backup(tree, i)
-    return tree
-
-
-def test_paths_end_in_valid_terminals_and_keep_the_count():
-    tree = hand_tree()
-    drawn = lambda n, seed: [[path[-1] for path in paths] for paths in dvo.draw_paths(tree, n, seed)]
-    assert [sorted(ends) for ends in drawn(4, 0)] == [[2, 4], [3]]              # 5 is not valid
-    assert {str(drawn(1, seed)) for seed in range(30)} == {"[[2], [3]]", "[[4], [3]]"}
-    # weights: the path of 2 has N = 2 + 1, that of 4 has N = 1; so 2 is drawn in 3/4 of all seeds
-    share = np.mean([drawn(1, seed)[0] == [2] for seed in range(2000)])
-    assert abs(share - 0.75) < 5 * (0.75 * 0.25 / 2000) ** 0.5
-
-
-def test_example_holds_credits_and_paths():
-    example = dvo.make_example(hand_tree())
-    assert example.credit.tolist() == [0, 0, 1, -1, 1, -1]                      # V(s_0) = V(A) = 0
-    assert example.correct.tolist() == [True, True, False]
-    assert sorted(example.path.tolist()) == [[0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0]]
-
-
-def test_unsolved_questions_are_dropped_unless_kept():
-    tree = mcts.Tree("q", "a", prompt=[1])
-    mcts.backup(tree, tree.add(mcts.Node(0, [2], reward=-1, terminal=True)))
-    assert dvo.make_example(tree) is None
-    assert dvo.make_example(tree, keep_unsolved=True).path.tolist() == [[0, 1]]
-    assert dvo.make_example(tree, keep_unsolved=True, choose=dvo.correct_paths) is None
-
-
-def test_credits_stand_in_one_place():
-    """Those of an example are those of its tree."""
-    tree = hand_tree()
-    assert dvo.make_example(tree).credit.tolist()[1:] == [tree.credit(i) for i in range(1, 6)]
+    """24 tokens for a model that was made for 16."""
+    lm = tiny.model(chances=None, max_position_embeddings=16)
+    with pytest.raises(tasks.InputError, match="has 24 tokens .* context of 16"):
+        dvo.step_logprobs(lm, dvo.pack(long_tree(), [[3]]))
 
 
 # ---------------------------------------------------------------- training
 
 
+@pytest.fixture(scope="module")
+def trees():
+    questions = [f"Add {i} to {i + 1}." for i in range(12)]
+    found = tiny.search(tiny.model(), questions, iterations=20, breadth=3)
+    return [tree for tree in found if dvo.make_example(tree)][:6]
+
+
 @pytest.fixture
-def examples(tok):
-    trees = search(tiny.model(), tok, [f"Add {i} to {i + 1}." for i in range(12)], iterations=20)
-    found = [e for e in map(dvo.make_example, trees) if e]
-    assert len(found) >= 4
-    return found
+def examples(trees):
+    assert len(trees) >= 4
+    return [dvo.make_example(tree) for tree in trees]
 
 
 def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
@@ -284,268 +205,433 @@ def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
     policy = dvo.Policy(tiny.model())
     dvo.add_reference(policy, examples, tokens=10**6)
     [batch] = dvo.micro_batches(examples, 10**6)
-    for i, logprobs in zip(batch, policy(packs=[examples[i].pack for i in batch])):
+    packs = [examples[i].pack for i in batch]
+    for i, logprobs in zip(batch, policy(packs=packs)):
         assert torch.equal(logprobs, examples[i].reference)
 
 
-def train(policy, examples, lr, epochs, questions_per_step, micro_tokens=10**6, **how):
+def dvo_loss(example, logprobs):
+    return dvo.objective_loss("dvo", example, logprobs)
+
+
+def train(policy, examples, lr=1e-3, epochs=1, questions_per_step=4, micro_tokens=10**6, **how):
+    """Train by Eq. 10 from the policy as it is; its weights afterwards."""
     steps = dvo.schedule(len(examples), epochs, questions_per_step, seed=0)
     dvo.add_reference(policy, examples, micro_tokens)
-    dvo.train([dvo.Learner(policy, lr)], examples, lambda e, out: dvo.objective_loss("dvo", e, out), steps,
-              micro_tokens=micro_tokens, beta=0.1, **how)
-    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+    learner = dvo.Learner(policy, lr)
+    dvo.train([learner], examples, dvo_loss, steps, micro_tokens=micro_tokens, beta=0.1, **how)
+    return torch.cat([weight.detach().flatten() for weight in policy.parameters()])
 
 
-def test_training_drives_the_implicit_reward_to_the_credit(examples):
-    entries = []
-    train(dvo.Policy(tiny.model()), examples, 3e-3, 100, 6, log=lambda **e: entries.append(e))
-    assert entries[-1]["loss"] < 0.6 * entries[0]["loss"]       # positive credits of likely steps are out of reach
-    assert entries[-1]["rewards/chosen"] > entries[-1]["rewards/rejected"]
-    assert entries[0]["lr"] < entries[19]["lr"] > entries[-1]["lr"]             # warmup, then cosine
+def policy64(**how):
+    return dvo.Policy(tiny.model(dtype=torch.float64), **how)
+
+
+@pytest.fixture
+def log():
+    """The entries that a training has written: call it to write one."""
+    class Log(list):
+        def __call__(self, **entry):
+            self.append(entry)
+
+    return Log()
+
+
+def test_training_drives_the_implicit_reward_to_the_credit(examples, log):
+    train(dvo.Policy(tiny.model()), examples[:4], lr=3e-3, epochs=50, log=log)
+    first, *_, last = log
+    assert last["loss"] < 0.6 * first["loss"]                       # likely steps cannot gain much
+    assert last["rewards/chosen"] > last["rewards/rejected"]
+    assert first["lr"] < log[19]["lr"] > last["lr"]                 # warmup, then cosine
+    assert log[19]["lr"] == 3e-3
+
+
+def test_the_log_has_the_mean_loss_and_the_mean_reward_of_each_outcome(examples, log):
+    """Over all paths of the step. Every log-ratio of example k is k, so a path of n steps has 0.1 * k * n."""
+    policy = policy64()
+    dvo.add_reference(policy, examples, 10**6)
+    losses, right, wrong = [], [], []
+    for k, example in enumerate(examples):
+        logprobs = example.reference
+        example.reference = logprobs - k
+        losses += dvo_loss(example.like(logprobs), logprobs).tolist()
+        for path, correct in zip(example.path, example.correct):
+            rewards = right if correct else wrong
+            rewards.append(0.1 * k * path.sum().item())
+    step = [*range(len(examples))]
+    learner = dvo.Learner(policy, 0.0)
+    dvo.train([learner], examples, dvo_loss, [step], micro_tokens=200, beta=0.1, log=log)
+    [entry] = log
+    assert entry["loss"] == about(sum(losses) / len(losses))
+    assert entry["rewards/chosen"] == about(sum(right) / len(right))
+    assert entry["rewards/rejected"] == about(sum(wrong) / len(wrong))
+
+
+def test_gradients_are_scaled_to_a_norm_of_1_at_most(examples, log):
+    """The log has the norm that they had; Adam sees the scaled ones."""
+    policy = policy64()
+    dvo.add_reference(policy, examples, 10**6)
+    learner = dvo.Learner(policy, 0.0)
+    seen = []
+
+    def note(*_):
+        gradients = [weight.grad.flatten() for weight in policy.parameters()]
+        seen.append(torch.cat(gradients).norm().item())
+
+    learner.optimizer.register_step_pre_hook(note)
+    for factor in 1e4, 1e-4:
+        def loss_fn(example, logprobs):
+            return factor * dvo_loss(example, logprobs)
+
+        dvo.train([learner], examples, loss_fn, [[0, 1]], micro_tokens=10**6, log=log)
+    large, small = (entry["grad_norm"] for entry in log)
+    assert large == about(1e8 * small)
+    assert large > 1 > small
+    assert seen == about([1, small], rel=1e-4)
 
 
 def test_micro_batches_do_not_change_the_update(examples):
     """The loss is the mean over the paths of the optimiser step, however it is cut up."""
-    weights = [train(dvo.Policy(tiny.model(dtype=torch.float64)), examples, 1e-3, 2, 4, micro_tokens)
-               for micro_tokens in (1, 150, 10**6)]
-    assert all(torch.allclose(weights[0], other, atol=1e-9) for other in weights[1:])
+    one_by_one = train(policy64(), examples, micro_tokens=1)
+    some = train(policy64(), examples, micro_tokens=150)
+    whole = train(policy64(), examples)
+    assert torch.allclose(one_by_one, whole, atol=1e-9)
+    assert torch.allclose(some, whole, atol=1e-9)
 
 
 def test_recomputed_blocks_do_not_change_the_update(examples):
-    plain = train(dvo.Policy(tiny.model(dtype=torch.float64)), examples, 1e-3, 1, 4)
-    recomputed = train(dvo.Policy(tiny.model(dtype=torch.float64), recompute=True), examples, 1e-3, 1, 4)
+    plain = train(policy64(), examples)
+    recomputed = train(policy64(recompute=True), examples)
     assert torch.allclose(plain, recomputed, atol=1e-12)
 
 
-def test_dropout_is_off_and_runs_repeat(tmp_path, tok):
+def test_dropout_is_off_in_training(tmp_path, tok, log):
     """The reference has none either: log-ratios start at 0."""
-    settings = dict(n_embd=32, n_layer=2, n_head=4, n_positions=512, resid_pdrop=0.5, embd_pdrop=0.5)
-    tiny.model("gpt2", chances=None, **settings).train().save_pretrained(tmp_path)
+    lm = tiny.model("gpt2", chances=None, n_embd=32, n_layer=2, n_head=4, n_positions=512,
+                    resid_pdrop=0.5, embd_pdrop=0.5)
+    lm.train().save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
-    tree = mcts.Tree("q", "a", prompt=[5, 6, 7])
-    tree.add(mcts.Node(0, [8, 9], reward=1, terminal=True, visits=1))
-    policy, _ = dvo.load_policy(str(tmp_path), torch.device("cpu"))
-    tree.nodes[1].logprob = dvo.step_logprobs(policy, dvo.pack(tree, [[1]]))[1].item()
-    entries = []
-    train(policy, [dvo.make_example(tree)], 1e-3, 1, 1, log=lambda **e: entries.append(e))
-    assert entries[0]["rewards/chosen"] == 0
+    policy, _ = dvo.load_policy(str(tmp_path), CPU)
+    example = dvo.make_example(tiny.tree("0 right"))
+    train(policy, [example], log=log)
+    [entry] = log
+    assert entry["rewards/chosen"] == 0
+    assert entry["rewards/rejected"] is None
 
 
 def test_micro_batches_hold_all_and_stay_within_the_budget(examples):
-    packs = [e.pack for e in examples]
     batches = dvo.micro_batches(examples, 200)
-    assert sorted(i for b in batches for i in b) == list(range(len(packs)))
-    assert all(len(b) == 1 or len(b) * max(len(packs[i].tokens) for i in b) <= 200 for b in batches)
+    assert sorted(sum(batches, [])) == list(range(len(examples)))
+    for batch in batches:
+        longest = max(dvo.padded_length(examples[i].pack) for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 200
 
 
-def test_a_schedule_takes_everything_once_an_epoch():
-    steps = dvo.schedule(7, epochs=3, questions_per_step=3, seed=-5)
+def test_a_schedule_takes_everything_once_an_epoch_in_an_order_of_the_seed():
+    def schedule(seed):
+        return dvo.schedule(7, epochs=3, questions_per_step=3, seed=seed)
+
+    steps = schedule(-5)
     assert [len(step) for step in steps] == [3, 3, 1] * 3
-    epochs = [sum(steps[i:i + 3], []) for i in (0, 3, 6)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
-    assert steps == dvo.schedule(7, 3, 3, seed=-5) != dvo.schedule(7, 3, 3, seed=5)
+    first, second, third = (sum(steps[k:k + 3], []) for k in (0, 3, 6))
+    assert sorted(first) == sorted(second) == sorted(third) == list(range(7))
+    assert first != second
+    assert steps == schedule(-5)
+    assert steps != schedule(5)
 
 
 def test_rates_rise_for_a_tenth_or_20_steps_then_fall():
     long = [dvo.rate_share(step, 1000) for step in range(1000)]
-    assert long[0] == 0.01 and long[99] == 1 and max(long) == 1
-    assert long[550] == pytest.approx(0.5) and 0 < long[-1] < 1e-5
-    assert [dvo.rate_share(step, 4) for step in range(4)] == [0.05, 0.1, 0.15, 0.2]
+    assert long[0] == 0.01
+    assert long[99] == max(long) == 1
+    assert long[550] == about(0.5)
+    assert 0 < long[-1] < 1e-5
+    short = [dvo.rate_share(step, 4) for step in range(4)]
+    assert short == [0.05, 0.1, 0.15, 0.2]
 
 
 def test_a_short_training_says_that_it_does_not_reach_its_peak(examples, capsys):
-    train(dvo.Policy(tiny.model()), examples[:2], 1e-3, 2, 1)
+    train(dvo.Policy(tiny.model()), examples[:2], epochs=2, questions_per_step=1)
     assert "4 steps end within the warmup, below the peak rate" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- the command line
+# ---------------------------------------------------------------- two rounds
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, tok):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tiny.model().save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.save(folder / "tiny")
+    data = folder / "questions.jsonl"
     rows = [{"question": f"Add {i} to {i + 1}.", "answer": "7"} for i in range(8)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--model", folder / "tiny", "--data", data, "--eval-data", data]
 
 
 def command(*arguments, **how):
+    """The finished command, which must have succeeded."""
     done = Command(*arguments, **how)
     done.communicate()
+    assert done.returncode == 0, done.stderr
     return done
 
 
-SMALL = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 4,
-         "--iterations", 6, "--breadth", 3, "--depth", 4, "--max-step-tokens", 12,
-         "--lr", 1e-3, "--questions-per-step", 2, "--max-new-tokens", 32, "--trials", 2]
-
-
-@pytest.fixture(scope="module")
-def inputs(model_folder, data_file):
-    return ["--model", model_folder, "--data", data_file, "--eval-data", data_file]
+OF_SEARCH = dict(iterations=6, breadth=3, candidates=4, depth=4, c_puct=1.25, max_step_tokens=12)
+SMALL = ["--rounds", 2, "--questions-per-round", 4, "--lr", 1e-3, "--questions-per-step", 2,
+         "--max-new-tokens", 32, "--trials", 2]
+for _name, _value in OF_SEARCH.items():
+    SMALL += ["--" + _name.replace("_", "-"), _value]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, inputs):
     out = tmp_path_factory.mktemp("run") / "run"
-    done = command(*inputs, "--out", out, *SMALL)
-    assert done.returncode == 0, done.stderr
+    done = command(*inputs, "--out", out, *SMALL, "--no-bootstrap")
     assert "round 2" in done.stdout
     return out
 
 
-def test_two_rounds_leave_trees_logs_and_loadable_models(run_folder, data_file, tok):
-    events = [json.loads(line) for line in open(run_folder / "log.jsonl")]
-    assert all({"event", "round", "time"} <= e.keys() for e in events)
-    evals = [e for e in events if e["event"] == "eval-questions"]
-    assert [e["round"] for e in evals] == [0, 1, 2]
-    assert all(e["task"] == "questions" and e["n"] == 8 for e in evals)
-    kept = [json.loads(line) for line in open(run_folder / "round1" / "responses-questions.rank0.jsonl")]
+def events_of(run_folder, name):
+    events = tiny.read(run_folder / "log.jsonl")
+    assert all({"event", "round", "time"} <= event.keys() for event in events)
+    return [event for event in events if event["event"] == name]
+
+
+def test_the_base_and_every_round_are_evaluated(run_folder):
+    evals = events_of(run_folder, "eval-questions")
+    assert [entry["round"] for entry in evals] == [0, 1, 2]
+    for entry in evals:
+        assert entry["task"] == "questions"
+        assert entry["n"] == 8
+        assert 0 <= entry["accuracy"] <= 1
+        assert entry["sem"] >= 0
+
+
+def test_responses_of_an_evaluation_are_kept_with_their_verdicts(run_folder):
+    kept = tiny.read(run_folder / "round1" / "responses-questions.rank0.jsonl")
     verdicts = [response["correct"] for record in kept for response in record["responses"]]
-    assert len(verdicts) == 16 and sum(verdicts) / 16 == evals[1]["accuracy"]
-    search = json.loads((run_folder / "round1" / "search.json").read_text())
-    assert search["trees"] == 4 and sum(search["endings"].values()) == pytest.approx(1)
-    assert all(0 <= e["accuracy"] <= 1 and e["sem"] >= 0 for e in evals)
-    assert {"step", "loss", "lr", "rewards/chosen", "rewards/rejected", "tokens_per_second"} <= next(
-        e for e in events if e["event"] == "train").keys()
-    rounds = [run_folder / "round1", run_folder / "round2"]
-    questions = [{tree.question for tree in mcts.read_trees(r / "trees.rank0.jsonl")} for r in rounds]
-    assert all(len(q) == 4 for q in questions) and not questions[0] & questions[1]      # each round its own
-    models = [transformers.AutoModelForCausalLM.from_pretrained(r / "model") for r in rounds]
-    assert all(any(not torch.equal(a, b) for a, b in zip(m.parameters(), n.parameters()))
-               for m, n in ((models[0], models[1]), (models[0], tiny.model())))
-    assert models[1].generation_config.eos_token_id == tiny.model().generation_config.eos_token_id
-    loaded = transformers.AutoTokenizer.from_pretrained(run_folder / "round2" / "model")
-    assert loaded("Add 3.\n\n").input_ids == tok("Add 3.\n\n").input_ids
-    assert json.loads((run_folder / "config.json").read_text())["breadth"] == 3
+    assert len(verdicts) == 8 * 2
+    _, after_round_1, _ = events_of(run_folder, "eval-questions")
+    assert sum(verdicts) / 16 == after_round_1["accuracy"]
+
+
+def test_a_search_is_summed_up(run_folder):
+    [found, _] = events_of(run_folder, "search")
+    assert found["trees"] == 4
+    assert sum(found["endings"].values()) == about(1)
+
+
+def test_each_step_of_a_training_is_logged(run_folder):
+    entry = events_of(run_folder, "train")[0]
+    named = {"step", "loss", "lr", "grad_norm", "rewards/chosen", "rewards/rejected", "tokens_per_second"}
+    assert named <= entry.keys()
+
+
+def test_each_round_searches_questions_of_its_own_with_the_settings_given(run_folder):
+    questions = []
+    for r in 1, 2:
+        for tree in mcts.read_trees(run_folder / f"round{r}" / "trees.rank0.jsonl"):
+            questions.append(tree.question)
+            assert tree.config["seed"] == r
+            assert OF_SEARCH.items() <= tree.config.items()
+    assert len(questions) == len(set(questions)) == 8
+
+
+def test_each_round_leaves_a_model_that_loads(run_folder, inputs, tok):
+    base = tiny.saved_weights(inputs[1])
+    first = tiny.saved_weights(run_folder / "round1" / "model")
+    second = tiny.saved_weights(run_folder / "round2" / "model")
+    assert not torch.equal(first, base)
+    assert not torch.equal(second, first)
+    folder = run_folder / "round2" / "model"
+    generation = transformers.GenerationConfig.from_pretrained(folder)
+    assert generation.eos_token_id == tiny.model().generation_config.eos_token_id
+    loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "Add 3.\n\n"
+    assert loaded(text).input_ids == tok(text).input_ids
+
+
+def all_bytes(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_finished_run_is_not_done_again(run_folder, inputs):
-    before = {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
-    done = command(*inputs, "--out", run_folder, *SMALL)
-    assert done.returncode == 0 and "round 2" in done.stdout
-    assert before == {p: p.read_bytes() for p in run_folder.rglob("*") if p.is_file()}
+    before = all_bytes(run_folder)
+    done = command(*inputs, "--out", run_folder, *SMALL, "--no-bootstrap")
+    assert "round 2" in done.stdout
+    assert all_bytes(run_folder) == before
 
 
-BOOTSTRAP = ["--rounds", 1, "--bootstrap", "--bootstrap-questions", 8, "--bootstrap-samples", 60]
+def test_flags_of_the_evaluation_change_its_responses(tmp_path, inputs, monkeypatch):
+    """Of the first 3 questions 2 responses, at temperature 0 the same, of 9 tokens at most."""
+    tiny.run(dvo.main, monkeypatch, *inputs, "--out", tmp_path / "run", "--no-bootstrap", "--rounds", 0,
+             "--eval-limit", 3, "--trials", 2, "--temperature", 0, "--max-new-tokens", 9)
+    records = tiny.read(tmp_path / "run" / "round0" / "responses-questions.rank0.jsonl")
+    assert len(records) == 3
+    lengths = []
+    for record in records:
+        first, second = record["responses"]
+        assert first == second
+        lengths.append(first["tokens"])
+    assert max(lengths) == 9
+
+
+# ---------------------------------------------------------------- format bootstrapping
 
 
 def bootstrapped(folder, inputs, *more):
-    done = command(*inputs, "--out", folder, *SMALL, *BOOTSTRAP, *more)
-    assert done.returncode == 0, done.stderr
-    return done, json.loads((folder / "round0" / "bootstrap.json").read_text())
+    """A run of bootstrapping alone: the finished command, and what it found."""
+    done = command(*inputs, "--out", folder, *SMALL, "--rounds", 0, "--bootstrap-questions", 8,
+                   "--bootstrap-samples", 60, *more)
+    found = json.loads((folder / "round0" / "bootstrap.json").read_text())
+    return done, found
 
 
-def test_bootstrapping_teaches_the_form(tmp_path, inputs):
+def test_bootstrapping_teaches_the_form_and_more_rounds_start_from_its_model(tmp_path, inputs):
     """Samples that are right and well-formed are imitated; the gain is measured on questions held back."""
-    done, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 5e-3)
-    assert found["worked_examples"] == 0                 # there is a chat template
-    assert 0 < found["imitated"]["responses"] <= 4 * 6              # of 6 questions, 4 each at most
-    assert found["imitated"]["held_back"] > 0 and found["imitated"]["rate"]
-    assert found["after"]["both"] > found["before"]["both"] and found["kept"]
-    assert "both" in done.stdout and "no gain" not in done.stdout
-    samples = [json.loads(line) for line in open(tmp_path / "run" / "round0" / "samples.rank0.jsonl")]
-    assert len(samples) == 8 and all(len(record["samples"]) == 60 for record in samples)
-    held_back = [json.loads(line) for line in open(tmp_path / "run" / "round0" / "before.rank0.jsonl")]
-    assert len(held_back) == 2
-    assert not load_weights(tmp_path / "run" / "round0" / "model").equal(load_weights(inputs[1]))
+    run = tmp_path / "run"
+    flags = "--bootstrap-lr", 5e-3
+    done, found = bootstrapped(run, inputs, *flags)
+    assert found["worked_examples"] == 0                            # there is a chat template
+    imitated = found["imitated"]
+    assert 0 < imitated["responses"] <= 4 * 6                       # of 6 questions, 4 each at most
+    assert imitated["held_back"] > 0
+    assert imitated["rate"] == 5e-3
+    assert found["after"]["both"] > found["before"]["both"]
+    assert found["kept"]
+    assert "both" in done.stdout
+    assert "no gain" not in done.stdout
 
+    first = run / "round0"
+    samples = tiny.read(first / "samples.rank0.jsonl")
+    assert [len(record["samples"]) for record in samples] == [60] * 8
+    assert len(tiny.read(first / "before.rank0.jsonl")) == 2
+    assert not torch.equal(tiny.saved_weights(first / "model"), tiny.saved_weights(inputs[1]))
+    assert [path.name for path in run.glob("round*")] == ["round0"]             # bootstrapping alone
+    assert len(events_of(run, "eval-questions")) == 1
 
-def load_weights(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    return torch.cat([p.flatten() for p in model.parameters()])
+    samples_before = (first / "samples.rank0.jsonl").read_bytes()
+    bootstrapped(run, inputs, *flags, "--rounds", 1)
+    assert (first / "samples.rank0.jsonl").read_bytes() == samples_before
+    lm, _ = mcts.load_model(first / "model", "cpu")
+    for tree in mcts.read_trees(run / "round1" / "trees.rank0.jsonl"):
+        own = padded_path_logprobs(lm, tree, [1]).item()
+        assert tree.nodes[1].logprob == about(own, abs=1e-3)
 
 
 def test_bootstrapping_that_does_not_help_leaves_the_base_alone(tmp_path, inputs):
     """At a rate of 0 nothing changes, so no held-back response becomes likelier."""
     done, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 0)
-    assert found["imitated"]["rate"] is None and len(found["imitated"]["tried"]) == 1
-    assert not found["kept"] and "no gain: the rounds start from the base" in done.stdout
-    assert load_weights(tmp_path / "run" / "round0" / "model").equal(load_weights(inputs[1]))
+    assert found["imitated"]["rate"] is None
+    assert len(found["imitated"]["tried"]) == 1
+    assert not found["kept"]
+    assert "no gain: the rounds start from the base" in done.stdout
+    model = tmp_path / "run" / "round0" / "model"
+    assert torch.equal(tiny.saved_weights(model), tiny.saved_weights(inputs[1]))
 
 
 def test_a_rate_that_few_examples_do_not_bear_is_lowered(tmp_path, inputs):
     _, found = bootstrapped(tmp_path / "run", inputs, "--bootstrap-lr", 1)
     imitated = found["imitated"]
     *first, last = imitated["tried"].values()
-    assert first and min(first) > imitated["nll"]
-    assert imitated["rate"] == (1 / 4**len(first) if last < imitated["nll"] else None)
+    assert min(first) > imitated["nll"]
+    borne = 1 / 4 ** len(first)
+    assert imitated["rate"] == (borne if last < imitated["nll"] else None)
 
 
-def test_worked_examples_where_there_is_no_template_or_on_request(tmp_path, inputs, tok):
-    _, asked = bootstrapped(tmp_path / "asked", inputs, "--bootstrap-shots", 2)
+def test_worked_examples_are_shown_where_there_is_no_template_or_on_request(tmp_path, inputs):
+    """And at a temperature of 0 all samples of a question are the same."""
+    flags = "--bootstrap-samples", 2, "--bootstrap-temperature", 0
+    _, asked = bootstrapped(tmp_path / "asked", inputs, "--bootstrap-shots", 2, *flags)
     assert asked["worked_examples"] == 2
-    folder = tmp_path / "plain"
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer(chat=False).save_pretrained(folder)
-    _, plain = bootstrapped(tmp_path / "run", ["--model", folder, *inputs[2:]])
+    for record in tiny.read(tmp_path / "asked" / "round0" / "samples.rank0.jsonl"):
+        first, second = record["samples"]
+        assert first == second
+    tiny.save(tmp_path / "plain", chat=False)
+    _, plain = bootstrapped(tmp_path / "run", ["--model", tmp_path / "plain", *inputs[2:]], *flags)
     assert plain["worked_examples"] == 3
 
 
-def test_worked_examples_are_graded_right_and_well_formed():
-    for question, solution in dvo.WORKED:
-        assert dvo.has_steps(solution, mcts.Format()) and 4 <= solution.count("\n\n") + 1 <= 5
-        assert tasks.extract_answer(solution) in ("32", "5", "B")
+def test_worked_examples_are_right_and_well_formed():
+    for (_, solution), answer in zip(dvo.WORKED, ("32", "5", "B"), strict=True):
+        assert tasks.extract_answer(solution) == answer
+        assert dvo.has_steps(solution, mcts.Format())
+        assert 3 <= solution.count("\n\n") <= 4
 
 
-def test_a_demonstration_goes_on_to_eos(tok):
+@pytest.mark.parametrize("end, last", [("answer", [9, 8, 0]), ("eos", [9, 8])])
+def test_a_demonstration_goes_on_to_eos(end, last, tok):
     """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
+    assert tok.eos_token_id == 0
     problem = {"question": "Add 3 to 4.", "answer": "7"}
-    last = {end: dvo.demonstration(tok, problem, {"tokens": [9, 8], "end": end}, mcts.Format()).pack.tokens.tolist()[-2:]
-            for end in ("answer", "eos")}
-    assert last == {"answer": [8, tok.eos_token_id], "eos": [9, 8]}
+    sample = {"tokens": [9, 8], "end": end}
+    example = dvo.demonstration(tok, problem, sample, mcts.Format())
+    assert example.pack.tokens[example.pack.node == 1].tolist() == last
 
 
-def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, model_folder, data_file, monkeypatch):
+def test_at_most_four_well_formed_correct_whole_responses_of_a_question_are_imitated(tok):
+    """Of ten that are all three things, one lacks each; which four is drawn by seed."""
+    good = {"response": "So 7.\n\nFinal Answer: 7", "correct": True}
+    responses = [good] * 10 + [good | {"correct": False}, good | {"response": "Final Answer: 7"}, good]
+    samples = [{"tokens": [20 + k], "end": "eos"} for k in range(12)] + [{"tokens": [32], "end": "cut"}]
+    record = {"question": "q", "responses": responses, "samples": samples}
+
+    def imitated(seed):
+        args = argparse.Namespace(seed=seed, format=mcts.Format())
+        run = argparse.Namespace(args=args, tokenizer=tok)
+        return [example.pack.tokens[-1] for example in dvo.demonstrations(run, [record])]
+
+    drawn = [imitated(seed) for seed in range(30)]
+    assert all(len(set(tokens)) == 4 for tokens in drawn)
+    assert set(sum(drawn, [])) == set(range(20, 30))
+
+
+def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, inputs, monkeypatch):
     """Nothing to imitate: the base stays as it was, and the run can be continued."""
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"question": "Add 1 to 2.", "answer": "3003"}\n')
-    arguments = ["--model", model_folder, "--data", wrong, "--eval-data", "--out", tmp_path / "run",
-                 "--bootstrap-samples", 2, *SMALL[1:]]
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
+    run = tmp_path / "run"
+    arguments = [*inputs[:2], "--data", wrong, "--eval-data", "--out", run, "--bootstrap-samples", 2]
+    monkeypatch.setattr("sys.argv", ["dvo.py", *map(str, [*arguments, *SMALL])])
     for _ in range(2):
         with pytest.raises(tasks.InputError, match="of 1 questions 0 have a correct solution"):
             dvo.main()
-    assert (tmp_path / "run" / "round0" / "model" / "config.json").exists()
+    assert (run / "round0" / "model" / "config.json").exists()
 
 
-def test_questions_of_a_round_are_drawn_by_seed():
-    args = argparse.Namespace(seed=0, questions_per_round=3)
-    problems = [{"question": str(i)} for i in range(7)]
+def test_questions_of_a_round_are_drawn_by_seed_and_none_twice_before_all():
+    problems = [{"question": i} for i in range(7)]
 
-    def drawn(r):
+    def drawn(r, seed=0):
+        args = argparse.Namespace(seed=seed, questions_per_round=3)
         return [p["question"] for p in dvo.questions_of_round(r, problems, args)]
+
     first, second, third = drawn(1), drawn(2), drawn(3)
-    assert len({*first, *second}) == 6 and len({*first, *second, *third}) == 7
-    assert first != ["0", "1", "2"] and first == drawn(1)
-    args.seed = -3
-    assert first != drawn(1)
+    assert len(set(first + second)) == 6
+    assert set(first + second + third) == set(range(7))
+    assert first != [0, 1, 2]
+    assert first == drawn(1)
+    assert first != drawn(1, seed=-3)
 
 
 # ---------------------------------------------------------------- what a search says of its trees
 
 
-def ended(reward, valid=True, tokens=(7,), text="So 7"):
-    tree = mcts.Tree("q", "a", [1], config={"max_step_tokens": 5, "eos": [0]})
-    node = mcts.Node(0, list(tokens), reward=reward, terminal=True, valid=valid, text=text)
-    mcts.backup(tree, tree.add(node))
+def ended(kind, tokens=(7,), text="So 7"):
+    tree = tiny.tree(f"0 {kind}")
+    tree.config = {"max_step_tokens": 5, "eos": [0]}
+    tree.nodes[1].tokens = list(tokens)
+    tree.nodes[1].text = text
     return tree
 
 
 @pytest.mark.parametrize("trees, words", [
-    ([ended(1), ended(-1)], "1 have a correct solution, 1 a valid wrong one, 0 both; endings: right 50%, wrong 50%"),
-    ([ended(-1, False, tokens=[7] * 5)], "raise --max-step-tokens"),
-    ([ended(-1, False, text="So 7.\n\n")], "raise --depth"),
-    ([ended(-1, False, tokens=[7, 0])], "let --bootstrap teach the form"),
-    ([ended(1)], "1 have a correct solution, 0 a valid wrong one")])
+    ([ended("right"), ended("wrong")],
+     "1 have a correct solution, 1 a valid wrong one, 0 both; endings: right 50%, wrong 50%"),
+    ([ended("right")], "1 have a correct solution, 0 a valid wrong one"),
+    ([ended("invalid", tokens=[7] * 5)], "raise --max-step-tokens"),
+    ([ended("invalid", text="So 7.\n\n")], "raise --depth"),
+    ([ended("invalid", tokens=[7, 0])], "let --bootstrap teach the form")])
 def test_a_search_says_how_solutions_ended_and_what_to_change(trees, words):
     assert words in dvo.explain(dvo.describe(trees))
 
@@ -553,56 +639,126 @@ def test_a_search_says_how_solutions_ended_and_what_to_change(trees, words):
 # ---------------------------------------------------------------- export, and the saved model
 
 
-@pytest.mark.parametrize("kind, fields", [
-    ("dpo", {"prompt", "chosen", "rejected"}), ("kto", {"prompt", "completion", "label"}),
-    ("sft", {"prompt", "completion"})])
-def test_trees_become_rows_for_other_trainers(kind, fields, run_folder, tmp_path):
-    trees, out = run_folder / "round1" / "trees.rank0.jsonl", tmp_path / "rows.jsonl"
-    done = command("--trees", trees, "--export", kind, "--out", out)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in open(out)]
-    assert rows and all(row.keys() == fields for row in rows)
+@pytest.mark.parametrize("kind, right, wrong", [
+    ("dpo", "chosen", "rejected"),
+    ("kto", "completion", "completion"),
+    ("sft", "completion", None)])
+def test_trees_become_rows_for_other_trainers(kind, right, wrong, run_folder, tmp_path):
+    """Whole solutions, each graded as its field says."""
+    trees = run_folder / "round1" / "trees.rank0.jsonl"
+    command("--trees", trees, "--export", kind, "--out", tmp_path / "rows.jsonl")
     answers = {tree.question: tree.answer for tree in mcts.read_trees(trees)}
+    rows = tiny.read(tmp_path / "rows.jsonl")
+    fields = {"prompt", right, wrong, "label" if kind == "kto" else None} - {None}
+    found = set()
     for row in rows:
+        assert row.keys() == fields
         system, user = row["prompt"]
-        assert system == {"role": "system", "content": mcts.Format().instruction} and user["role"] == "user"
-        labels = {"chosen": True, "rejected": False, "completion": row.get("label", True)}
-        for name in row.keys() & labels.keys():
-            [turn] = row[name]
-            assert turn["role"] == "assistant"
-            assert tasks.grade(turn["content"], answers[user["content"]]) == labels[name]
+        assert system == {"role": "system", "content": mcts.Format().instruction}
+        assert user["role"] == "user"
+        for name, is_right in (right, row.get("label", True)), (wrong, row.get("label", False)):
+            if name:
+                [turn] = row[name]
+                assert turn["role"] == "assistant"
+                assert tasks.grade(turn["content"], answers[user["content"]]) == is_right
+                found.add(is_right)
+    assert found == ({True} if kind == "sft" else {True, False})
 
 
 def test_the_card_of_a_model_has_its_numbers_and_a_snippet_that_runs(run_folder, tmp_path):
     folder = run_folder / "round1" / "model"
     card = (folder / "README.md").read_text()
     result = json.loads((run_folder / "round1" / "eval-questions.json").read_text())
-    assert "--objective dvo" in card and f"| questions | {result['accuracy']:.1%} of 8 |" in card
-    snippet = tmp_path / "snippet.py"
-    snippet.write_text(card.split("```python\n")[1].split("```")[0])
-    done = Command(script=snippet, cwd=folder)
-    done.communicate()
-    assert done.returncode == 0 and done.stdout, done.stderr
+    assert "--objective dvo" in card
+    assert f"| questions | {result['accuracy']:.1%} of 8 |" in card
+    _, snippet = card.split("```python\n")
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet.split("```")[0])
+    assert command(script=script, cwd=folder).stdout
 
 
-def test_mcts_command_searches_and_draws(tmp_path, model_folder, data_file):
+# ---------------------------------------------------------------- commands
+
+
+def test_mcts_command_searches_and_draws(tmp_path, inputs):
     out = tmp_path / "trees.jsonl"
-    done = command("--model", model_folder, "--data", data_file, "--out", out, "--limit", 2,
-                   "--iterations", 3, "--seed", 4, script="mcts.py")
-    assert done.returncode == 0, done.stderr
-    trees = list(mcts.read_trees(out))
-    assert len(trees) == 2 and trees[0].config["seed"] == 4 and trees[0].config["iterations"] == 3
-    drawn = command("--show", out, script="mcts.py")
-    assert drawn.returncode == 0 and "Add 0 to 1." in drawn.stdout and "─" in drawn.stdout
+    command(*inputs[:4], "--out", out, "--limit", 2, "--iterations", 3, "--seed", 4, script="mcts.py")
+    first, second = mcts.read_trees(out)
+    assert first.question != second.question
+    assert first.config["seed"] == 4
+    drawn = command("--show", out, script="mcts.py").stdout
+    assert "Add 0 to 1." in drawn
+    assert "─" in drawn
 
 
-def test_eval_command_prints_mean_and_spread(tmp_path, model_folder, data_file):
-    done = command("--model", model_folder, "--data", data_file, "--limit", 3, "--trials", 2,
-                   "--max-new-tokens", 20, script="eval.py")
-    assert done.returncode == 0 and "±" in done.stdout, done.stderr
+def test_eval_command_prints_mean_and_spread(inputs):
+    done = command(*inputs[:4], "--limit", 3, "--trials", 2, "--max-new-tokens", 20, script="eval.py")
+    assert "±" in done.stdout
 
 
-def test_doctests():
-    for module in (dvo, tasks):
-        result = doctest.testmod(module)
-        assert result.attempted > 0 and result.failed == 0, module
+BAD = {                                                             # arguments -> words of the one sentence
+    "missing data": (["--data", "no_such_file.jsonl"], "no_such_file.jsonl"),
+    "empty data": (["--data", "EMPTY"], "no problem"),
+    "not JSON": (["--data", "BROKEN"], "line 2"),
+    "eval data of one name": (["--eval-data", "a/x.jsonl", "b/x.jsonl"], "have the same name"),
+    "export of nothing": (["--export", "dpo"], "--export needs --trees"),
+    "no question to evaluate": (["--eval-limit", 0], "--eval-limit"),
+    "no answer": (["--data", "NO_ANSWER"], "line 1"),
+    "empty question": (["--data", "EMPTY_QUESTION"], "line 1"),
+    "unknown model": (["--model", "no/such/folder"], "no/such/folder"),
+    "unknown device": (["--device", "gpu"], "--device"),
+    "breadth 0": (["--breadth", 0], "--breadth"),
+    "depth 0": (["--depth", 0], "--depth"),
+    "negative beta": (["--beta", -1], "--beta"),
+    "negative rounds": (["--rounds", -1], "--rounds"),
+    "level of another objective": (["--level", "response", "--objective", "dpo"], "--objective dvo only"),
+    "targets of another": (["--targets", "value-model", "--objective", "kto"], "--objective dvo only"),
+    "negative value rate": (["--value-lr", -1], "--value-lr"),
+    "fewer candidates than breadth": (["--breadth", 5, "--candidates", 3], "--candidates"),
+    "unwritable folder": (["--out", "FILE/run"], "--out"),
+    "folder of another run": (["--out", "RUN", "--beta", 0.2], "beta was 0.1 and is 0.2"),
+    "folder of something else": (["--out", "SOMETHING"], "holds no run"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_sentence_and_status_2(arguments, words, tmp_path, inputs, run_folder, monkeypatch,
+                                                capsys):
+    good = '{"question": "Add 1.", "answer": "1"}\n'
+    files = {
+        "EMPTY": "",
+        "FILE": "",
+        "SOMETHING/file": "x",
+        "BROKEN": good + "not json\n",
+        "NO_ANSWER": '{"question": "Add 1."}\n',
+        "EMPTY_QUESTION": '{"question": " ", "answer": "1"}\n'}
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    arguments = [run_folder if a == "RUN" else a for a in arguments]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        tiny.run(dvo.main, monkeypatch, *inputs, "--out", "new", *SMALL, "--no-bootstrap", *arguments)
+    assert stopped.value.code == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith("dvo.py: ")
+    assert words in sentence
+
+
+@pytest.mark.parametrize("script", ["dvo.py", "mcts.py", "eval.py"])
+def test_every_script_tells_bad_input_in_one_sentence(script, tmp_path):
+    done = Command("--model", "M", "--data", tmp_path / "nowhere.jsonl", "--out", tmp_path / "new",
+                   script=script)
+    _, err = done.communicate()
+    assert done.returncode == 2
+    assert err.count("\n") == 1
+    assert err.startswith(f"{script}: ")
+    assert "nowhere.jsonl" in err
+
+
+@pytest.mark.parametrize("module", [dvo, tasks])
+def test_doctests(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
