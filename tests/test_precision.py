@@ -1,11 +1,7 @@
-# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
-"""Precision: log-probs against plain forwards; objectives on given trees; bad numbers.
+"""Precision: log-probs against plain forwards; training on given trees, flag by flag; bad numbers.
 
     python -m pytest -q tests/test_precision.py
 """
-import json
-import sys
-
 import pytest
 import torch
 import transformers
@@ -18,21 +14,21 @@ import mcts
 from launch import Command
 
 QUESTIONS = [f"Add {i} to {i + 1}." + " So double it." * (i % 3) for i in range(8)]
-PROBLEMS = [{"question": question, "answer": "7"} for question in QUESTIONS]
 
 
-def search(model, **settings):
-    settings = dict(iterations=10, breadth=4, depth=4, max_step_tokens=16, slots=4) | settings
-    return mcts.search(model, tiny.tokenizer(), PROBLEMS, tasks.reward, **settings)
+def search(model, slots=4):
+    return tiny.search(model, QUESTIONS, iterations=10, max_step_tokens=16, slots=slots)
 
 
+@torch.no_grad()
 def plain_logprob(model, tree, i):
     """log pi of step i by one uncached forward of the model's own, in its own precision."""
-    row = tree.prompt + sum((tree.nodes[j].tokens for j in tree.path(i)), [])
-    n = len(tree.nodes[i].tokens)
-    with torch.no_grad():
-        logprobs = model(input_ids=torch.tensor([row])).logits[0, -n - 1:-1].double().log_softmax(-1)
-    return logprobs.gather(1, torch.tensor(row[-n:])[:, None]).sum().item()
+    steps = [tree.nodes[j].tokens for j in tree.path(i)]
+    row = torch.tensor(sum(steps, tree.prompt))
+    step = row[-len(steps[-1]):]
+    logits = model(input_ids=row[None]).logits[0, -len(step) - 1:-1]
+    logprobs = logits.double().log_softmax(-1)
+    return logprobs.gather(1, step[:, None]).sum().item()
 
 
 # A logit has an error of a few units in its last place: for logits up to 16, 1e-6 in float32 and 16 / 2^8 =
@@ -45,130 +41,210 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.25}
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_stored_log_probs_are_the_models_own(kind, dtype):
     model = tiny.model(kind, dtype)
-    errors = [(tree.nodes[i].logprob - plain_logprob(model, tree, i)) / len(tree.nodes[i].tokens)
-              for tree in search(model) for i in range(1, len(tree.nodes))]
+    errors = []                                                     # of each step, nats a token
+    for tree in search(model):
+        for i, node in enumerate(tree.nodes[1:], 1):
+            error = node.logprob - plain_logprob(model, tree, i)
+            errors.append(error / len(node.tokens))
     assert len(errors) > 100
     assert max(map(abs, errors)) < TOLERANCE[dtype]
-    assert abs(sum(errors) / len(errors)) < TOLERANCE[dtype] / 10   # no drift to one side
+    mean = sum(errors) / len(errors)
+    assert abs(mean) < TOLERANCE[dtype] / 10                        # no drift to one side
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_float32_trees_do_not_depend_on_the_slots(kind):
     """Noise keyed per token id keeps float32 trees the same although their logits differ in the last bits."""
-    def tokens(slots):
-        trees = sorted(search(tiny.model(kind), slots=slots), key=lambda t: t.question)
-        return [[(n.parent, n.tokens, n.visits, n.value) for n in t.nodes] for t in trees]
-    assert tokens(1) == tokens(3) == tokens(16)
+    def grown(slots):
+        found = {}
+        for tree in search(tiny.model(kind), slots):
+            found[tree.question] = [(n.parent, n.tokens, n.visits, n.value) for n in tree.nodes]
+        return found
+
+    assert grown(slots=1) == grown(slots=3) == grown(slots=16)
+
+
+# ---------------------------------------------------------------- training on given trees
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A folder with a model, another one, and trees that the first has searched."""
+    folder = tmp_path_factory.mktemp("given")
+    tiny.save(folder / "model")
+    tiny.save(folder / "other", seed=1)
+    with open(folder / "trees.jsonl", "w") as out:
+        for tree in search(tiny.model()):
+            tasks.write_line(out, tree.record())
+    return folder
+
+
+def arguments(given, out, model="model"):
+    return ["--model", given / model, "--trees", given / "trees.jsonl", "--eval-data", "--out", out,
+            "--lr", 1e-3, "--epochs", 1]
+
+
+@pytest.fixture
+def trained(given, tmp_path, monkeypatch):
+    """trained(*flags): the run folder of a training with those flags, its weights, its events of a step."""
+    def train(*flags):
+        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        tiny.run(dvo.main, monkeypatch, *arguments(given, out), *flags)
+        events = tiny.read(out / "log.jsonl")
+        steps = [event for event in events if event["event"] == "train"]
+        return out, tiny.saved_weights(out / "round1" / "model"), steps
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def usual(given, tmp_path_factory):
+    """The weights by default."""
+    out = tmp_path_factory.mktemp("usual") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.run(dvo.main, patch, *arguments(given, out))
+    return tiny.saved_weights(out / "round1" / "model")
+
+
+@pytest.mark.parametrize("objective", dvo.OBJECTIVES)
+def test_any_objective_trains_on_given_trees(objective, trained, given):
+    out, weights, steps = trained("--objective", objective)
+    assert not torch.equal(weights, tiny.saved_weights(given / "model"))
+    assert steps
+    others = [event["event"] for event in tiny.read(out / "log.jsonl") if event not in steps]
+    assert others == ["trained"]
+
+
+@pytest.mark.parametrize("flags", [
+    ["--level", "response"],
+    ["--targets", "value-model"],
+    ["--paths", 1],
+    ["--beta", 1],
+    ["--lr", 2e-3],
+    ["--epochs", 2],
+    ["--questions-per-step", 2],
+    ["--keep-unsolved"]], ids=str)
+def test_a_flag_of_the_training_changes_the_weights(flags, trained, usual):
+    _, weights, _ = trained(*flags)
+    assert not torch.equal(weights, usual)
+
+
+def test_the_seed_draws_other_paths(trained):
+    _, first, _ = trained("--paths", 1)
+    _, second, _ = trained("--paths", 1, "--seed", 1)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("critic", [["--objective", "oreo"], ["--targets", "value-model"]], ids=str)
+def test_the_rate_of_the_critic_changes_the_weights_of_the_policy(critic, trained):
+    two_steps = [*critic, "--epochs", 2]                            # at the first the critic is 0
+    _, slow, _ = trained(*two_steps)
+    _, fast, _ = trained(*two_steps, "--value-lr", 1e-2)
+    assert not torch.equal(slow, fast)
+
+
+@pytest.mark.parametrize("flags", [["--micro-tokens", 64], ["--activation-checkpointing"]], ids=str)
+def test_a_flag_that_saves_memory_changes_nothing(flags, trained, usual):
+    _, weights, _ = trained(*flags)
+    assert torch.allclose(weights, usual, atol=1e-6)
+
+
+def test_epochs_and_questions_a_step_make_the_number_of_steps(trained, given):
+    questions = sum(dvo.make_example(tree) is not None for tree in mcts.read_trees(given / "trees.jsonl"))
+    assert questions > 2
+    _, _, steps = trained("--epochs", 2, "--questions-per-step", 2)
+    assert len(steps) == 2 * -(-questions // 2)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
-def test_bfloat16_trains_float32_masters(ranks, folders):
+def test_bfloat16_trains_float32_masters(ranks, given, tmp_path):
     """At a rate of 1e-5 a step is lost in bfloat16's rounding of most weights; masters keep it, in one process
     and on two ranks, and the saved model is bfloat16."""
-    run = folders / "run"
-    process = Command("--model", folders / "model", "--trees", folders / "trees.jsonl", "--eval-data", "--out",
-                      run, "--lr", 1e-5, "--dtype", "bfloat16", ranks=ranks)
+    run = tmp_path / "run"
+    process = Command(*arguments(given, run), "--epochs", 3, "--lr", 1e-5, "--dtype", "bfloat16", ranks=ranks)
     process.communicate()
     assert process.returncode == 0, process.stderr[-2000:]
-    state = {}
-    path = next((run / "round1").glob("state"))
-    dcp_to_torch(path, folders / "state.pt")
-    state = torch.load(folders / "state.pt", weights_only=False)["model0"]
-    old = dict(tiny.model().named_parameters())
-    moved = [(state[f"lm.{name}"] != weight).float().mean().item() for name, weight in old.items()
-             if weight.dim() == 2 and "embed" not in name]
-    assert all(weight.dtype == torch.float32 for weight in state.values())
-    assert sum(moved) / len(moved) > 0.6
+    dcp_to_torch(run / "round1" / "state", tmp_path / "state.pt")
+    masters = torch.load(tmp_path / "state.pt", weights_only=False)["model0"]
+    shares = []                                                     # of the numbers of each matrix that moved
+    for name, old in tiny.model().named_parameters():
+        new = masters[f"lm.{name}"]
+        assert new.dtype == torch.float32
+        if old.dim() == 2 and "embed" not in name:
+            shares.append((new != old).float().mean().item())
+    assert sum(shares) / len(shares) > 0.6
     saved = transformers.AutoModelForCausalLM.from_pretrained(run / "round1" / "model")
     assert saved.dtype == torch.bfloat16
 
 
-# ---------------------------------------------------------------- trees given, numbers gone bad
+def expect_refusal(words, monkeypatch, capsys, *given):
+    with pytest.raises(SystemExit) as stopped:
+        tiny.run(dvo.main, monkeypatch, *given)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, capsys):
+    asked = arguments(given, tmp_path / "run", model="other")
+    expect_refusal("not sampled from this model", monkeypatch, capsys, *asked)
+
+
+def test_trees_of_another_chat_template_are_refused(given, tmp_path, monkeypatch, capsys):
+    tiny.save(tmp_path / "model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template += " "
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = [*arguments(given, tmp_path / "run"), "--model", tmp_path / "model"]
+    expect_refusal("another tokenizer or chat template", monkeypatch, capsys, *asked)
+
+
+def test_trees_from_before_there_were_fingerprints_are_taken_on_trust(given, tmp_path, monkeypatch):
+    own = f', "tokenizer": "{mcts.fingerprint(tiny.tokenizer())}"'
+    text = (given / "trees.jsonl").read_text()
+    assert own in text
+    trees = tmp_path / "trees.jsonl"
+    trees.write_text(text.replace(own, ""))
+    tiny.run(dvo.main, monkeypatch, *arguments(given, tmp_path / "run"), "--trees", trees)
+
+
+# ---------------------------------------------------------------- numbers gone bad
 
 
 @pytest.fixture
-def folders(tmp_path):
-    for name, seed in ("model", 0), ("other", 1):
-        tiny.model(seed=seed).save_pretrained(tmp_path / name)
-        tiny.tokenizer().save_pretrained(tmp_path / name)
-    with open(tmp_path / "trees.jsonl", "w") as out:
-        out.writelines(tree.to_json() + "\n" for tree in search(tiny.model()))
-    return tmp_path
-
-
-def train_on_trees(folder, model, monkeypatch, *more):
-    arguments = ["--model", folder / model, "--trees", folder / "trees.jsonl", "--eval-data", "--out",
-                 folder / "run", "--lr", 1e-3, *more]
-    monkeypatch.setattr(sys, "argv", ["dvo.py", *map(str, arguments)])
-    tasks.run_command(dvo.main)
-
-
-@pytest.mark.parametrize("objective", dvo.OBJECTIVES)
-def test_any_objective_trains_on_given_trees(objective, folders, monkeypatch):
-    train_on_trees(folders, "model", monkeypatch, "--objective", objective)
-    events = [json.loads(line) for line in open(folders / "run" / "log.jsonl")]
-    assert [e["event"] for e in events if e["event"] not in ("train", "value")] == ["trained"]
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    new, old = load(folders / "run" / "round1" / "model"), load(folders / "model")
-    assert any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters()))
-
-
-@pytest.mark.parametrize("usual, other", [
-    ([], ["--level", "response"]), ([], ["--targets", "value-model"]), ([], ["--paths", 1]),
-    ([], ["--beta", 1]),
-    (["--objective", "oreo"], ["--objective", "oreo", "--value-lr", 1e-2]),
-    (["--targets", "value-model"], ["--targets", "value-model", "--value-lr", 1e-2])], ids=str)
-def test_flags_of_the_objective_change_the_weights(usual, other, folders, monkeypatch):
-    weights = []
-    for flags in usual, other:
-        train_on_trees(folders, "model", monkeypatch, *flags)
-        folder = folders / "run"
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "round1" / "model")
-        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
-        folder.rename(folders / f"run{len(weights)}")
-    assert not torch.equal(*weights)
-
-
-def test_trees_of_another_model_are_refused(folders, monkeypatch, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        train_on_trees(folders, "other", monkeypatch)
-    assert stopped.value.code == 2 and "not sampled from this model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("fate", ["changed", "unknown"])
-def test_trees_of_another_tokenizer_are_refused(fate, folders, monkeypatch, capsys):
-    """A changed chat template is noticed; trees from before there were fingerprints are taken on trust."""
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template += " "
-    tokenizer.save_pretrained(folders / "model")
-    trees = folders / "trees.jsonl"
-    if fate == "unknown":
-        own = f', "tokenizer": "{mcts.fingerprint(tiny.tokenizer())}"'
-        trees.write_text(trees.read_text().replace(own, ""))
-        return train_on_trees(folders, "model", monkeypatch, "--epochs", 1)
-    with pytest.raises(SystemExit) as stopped:
-        train_on_trees(folders, "model", monkeypatch)
-    assert stopped.value.code == 2 and "another tokenizer or chat template" in capsys.readouterr().err
-
-
-def test_bad_gradients_are_skipped_and_then_stop_the_run(folders):
-    """One bad step changes nothing; five in a row end the run with a sentence."""
+def train_with_bad_steps(given):
+    """train(n, bad): n steps of which those in `bad` have no finite loss; the policy and the log."""
+    found = (dvo.make_example(tree) for tree in mcts.read_trees(given / "trees.jsonl"))
+    example = next(filter(None, found))
     policy = dvo.Policy(tiny.model())
-    examples = [e for e in map(dvo.make_example, mcts.read_trees(folders / "trees.jsonl")) if e][:1]
-    dvo.add_reference(policy, examples, 4096)
-    entries, calls = [], []
+    dvo.add_reference(policy, [example], 4096)
 
-    def train(bad, epochs):
-        def loss_fn(example, logprobs):
-            calls.append(1)
-            factor = float("nan") if len(calls) in bad else 1.0
+    def train(n, bad):
+        entries = []
+
+        def of_step(step):
+            return {"factor": float("nan") if step in bad else 1.0}
+
+        def loss_fn(example, logprobs, factor):
             return factor * dvo.objective_loss("dvo", example, logprobs)
 
-        dvo.train([dvo.Learner(policy, 1e-4)], examples, loss_fn, [[0]] * epochs, micro_tokens=4096,
-                  log=lambda **e: entries.append(e))
+        def log(**entry):
+            entries.append(entry)
 
-    before = [p.clone() for p in policy.parameters()]
-    train({1}, epochs=1)
-    assert entries[-1]["skipped"] and all(torch.equal(a, b) for a, b in zip(before, policy.parameters()))
+        dvo.train([dvo.Learner(policy, 1e-4)], [example], loss_fn, [[0]] * n, micro_tokens=4096,
+                  of_step=of_step, log=log)
+        return policy, entries
+
+    return train
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(train_with_bad_steps):
+    policy, [entry] = train_with_bad_steps(1, bad=[0])
+    assert entry["skipped"]
+    assert all(map(torch.equal, policy.parameters(), tiny.model().parameters()))
+
+
+def test_five_bad_steps_in_a_row_end_the_run_and_four_do_not(train_with_bad_steps):
+    _, entries = train_with_bad_steps(10, bad=[0, 1, 2, 3, 5, 6, 7, 8])
+    assert [entry["skipped"] for entry in entries] == [True] * 4 + [False] + [True] * 4 + [False]
     with pytest.raises(tasks.InputError, match="5 steps in a row"):
-        train(range(99), epochs=9)
+        train_with_bad_steps(9, bad=range(9))
