@@ -11,17 +11,21 @@ Every figure is also given as a ratio, since machines differ.
 """
 import argparse
 import collections
+import functools
 import itertools
 import json
+import operator
 import os
 import random
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dvo                                                          # noqa: E402
@@ -36,32 +40,39 @@ class Peak:
 
     def __init__(self, device):
         self.device = device
-        alone = device.type == "cpu" and torch.get_num_threads() == 1
-        self.clock = time.process_time if alone else time.perf_counter
+        self.is_gpu = device.type == "cuda"
+        is_alone = not self.is_gpu and torch.get_num_threads() == 1
+        self.clock = time.process_time if is_alone else time.perf_counter
 
     def read(self):
-        if self.device.type == "cuda":
+        if self.is_gpu:
             return torch.cuda.max_memory_allocated(self.device)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return 1024 * int(line.split()[1])
+        raise OSError("this system does not tell the peak memory of a process")
 
     def __enter__(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats(self.device)
+        if self.is_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats(self.device)
         else:
             Path("/proc/self/clear_refs").write_text("5")           # the peak becomes the present size
-        self.before, self.start = self.read(), self.clock()
+        self.before = self.read()
+        self.start = self.clock()
         return self
 
     def __exit__(self, *_):
-        if self.device.type == "cuda":
+        if self.is_gpu:
             torch.cuda.synchronize()
-        self.seconds, self.gib = self.clock() - self.start, (self.read() - self.before) / 2**30
+        self.seconds = self.clock() - self.start
+        self.gib = (self.read() - self.before) / 2**30
 
 
 def path_tokens(tree, i):
     """Token ids of the prompt and of the steps down to node i."""
-    return tree.prompt + [token for j in tree.path(i) for token in tree.nodes[j].tokens]
+    steps = [tree.nodes[j].tokens for j in tree.path(i)]
+    return sum(steps, tree.prompt)
 
 
 # ---------------------------------------------------------------- search
@@ -71,24 +82,35 @@ class StepEnds:
     """A stopping criterion of `generate`: each row ends with its step."""
 
     def __init__(self, ending, rows):
-        self.ending, self.done = ending, [False] * rows
-        self.rows = [mcts.Draft(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
+        self.ending = ending
+        self.done = [False] * rows
+        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
 
     def __call__(self, ids, scores, **_):
-        for i, (row, row.newest) in enumerate(zip(self.rows, ids[:, -1].tolist())):
-            self.done[i] = self.ending.step_ends(row) or self.done[i]
+        for i, newest in enumerate(ids[:, -1].tolist()):
+            row = self.rows[i]
+            row.newest = newest
+            if self.ending.step_ends(row):
+                self.done[i] = True
         return torch.tensor(self.done, device=ids.device)
+
+
+SAMPLED = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)         # from the full distribution
 
 
 def by_generate(model, tokenizer, ending, paths, breadth, max_tokens):
     """Sample `breadth` next steps after each of `paths` (token ids) in one call of generate."""
     width = max(map(len, paths))
     pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in paths], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in paths], device=model.device)
+    rows, masks = [], []
+    for path in paths:
+        empty = width - len(path)
+        rows.append([pad] * empty + path)
+        masks.append([0] * empty + [1] * len(path))
+    ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor(masks, device=model.device)
     model.generate(ids, attention_mask=mask, num_return_sequences=breadth, max_new_tokens=max_tokens,
-                   do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad,
-                   stopping_criteria=[StepEnds(ending, len(paths) * breadth)])
+                   pad_token_id=pad, stopping_criteria=[StepEnds(ending, len(paths) * breadth)], **SAMPLED)
 
 
 class FullPrefix:
@@ -96,15 +118,21 @@ class FullPrefix:
     nothing."""
 
     def __init__(self, model, rows, length):
-        new = lambda heads, width: torch.randn(rows, heads, length, width, device=model.device,
-                                               dtype=model.served.dtype)
-        self.kv = [(new(*k), new(*v)) for k, v in model.served.layers]
+        def random_columns(heads, width):
+            shape = rows, heads, length, width
+            return torch.randn(shape, device=model.device, dtype=model.served.dtype)
+
+        self.kv = [(random_columns(*k), random_columns(*v)) for k, v in model.served.layers]
 
     def __call__(self, layer, window, q, k, v, scaling):
         K, V = self.kv[layer]
-        K[:, :, -1], V[:, :, -1] = k[0].transpose(0, 1), v[0].transpose(0, 1)   # (N, H, D)
-        q = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))     # (N, H, groups, D): no copy of K a query head
-        return torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling).flatten(1, 2)[None]
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))         # (1, H, N, D) -> (N, H, D)
+        K[:, :, -1] = k
+        V[:, :, -1] = v
+        heads = k.shape[1]
+        q = q.unflatten(1, (heads, -1))                 # (N, H, groups, D): no copy of K a query head
+        out = torch.nn.functional.scaled_dot_product_attention(q, K, V, scale=scaling)
+        return out.flatten(1, 2)[None]
 
 
 @torch.no_grad()
@@ -135,24 +163,36 @@ SHAPES = {
 
 def shaped(name, device, dtype):
     """A random model of SHAPES and the tokenizer of the tests; it never writes an EOS."""
-    config = transformers.LlamaConfig(**SHAPES[name], eos_token_id=None, bos_token_id=None, pad_token_id=0)
+    no_ends = dict(eos_token_id=None, bos_token_id=None, pad_token_id=0)
+    config = transformers.LlamaConfig(**SHAPES[name], **no_ends)
     device = mcts.pick_device(device)
+    default = "bfloat16" if device.type == "cuda" else "float32"
     with device:
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(
-            torch, dtype or ("bfloat16" if device.type == "cuda" else "float32")), attn_implementation="sdpa")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype or default), attn_implementation="sdpa")
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
     return model.eval(), tiny.tokenizer()
 
 
+def load(args):
+    if args.shape:
+        return shaped(args.shape, args.device, args.dtype)
+    return mcts.load_model(args.model, args.device, args.dtype)
+
+
 class Forced(mcts.Ending):
-    """A step ends by its token alone, with chance 1 / 40: random weights write no blank lines. Lengths are then
-    geometric, a little more uneven than those of real steps."""
+    """A step ends by its token alone, with chance 1 / 40: random weights write no blank lines. Lengths are
+    then geometric, a little more uneven than those of real steps."""
 
     def __init__(self, ending, size):
         self.__dict__.update(ending.__dict__)
-        chance = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        self.ends, self.eos = (chance < 1 / 40).tolist(), set()
-        self.decode = lambda tokens: " ".join(map(str, tokens))
+        generator = torch.Generator().manual_seed(0)
+        chance = torch.rand(size, generator=generator)
+        self.ends = (chance < 1 / 40).tolist()
+        self.eos = set()
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
 
     def step_ends(self, row):
         return self.ends[row.newest]
@@ -164,22 +204,31 @@ class Enough(Exception):
 
 def start(model, tokenizer, problems, args, before_step=None):
     """A search with the settings of `args`, and its engine, which calls before_step() at every step."""
+    budget = args.kv_budget and args.kv_budget * 2**30
     engine = mcts.Engine(model, tokenizer, slots=args.slots, siblings=args.breadth,
-                         max_tokens=args.max_step_tokens, kv_budget=args.kv_budget and args.kv_budget * 2**30)
+                         max_tokens=args.max_step_tokens, kv_budget=budget)
     if args.shape:
         engine.ending = Forced(engine.ending, len(engine.token_hash))
-    advance = engine.advance
     if before_step:
-        engine.advance = lambda: (before_step(), advance())[1]
-    return mcts.search(model, tokenizer, problems, tasks.reward, iterations=args.iterations,
-                       breadth=args.breadth, seed=args.seed, engine=engine), engine
+        step = engine.step
+
+        def watched():
+            before_step()
+            return step()
+
+        engine.step = watched
+    searching = mcts.search(model, tokenizer, problems, tasks.reward, iterations=args.iterations,
+                            breadth=args.breadth, seed=args.seed, engine=engine)
+    return searching, engine
 
 
 def profile(model, tokenizer, problems, args, first=30, last=40):
     """Print what steps `first` to `last` of a search spend their time on, by operation."""
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    kinds += [torch.profiler.ProfilerActivity.CUDA] if model.device.type == "cuda" else []
-    profiler, steps = torch.profiler.profile(activities=kinds), iter(range(last + 1))
+    is_gpu = model.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CPU, activity.CUDA] if is_gpu else [activity.CPU]
+    profiler = torch.profiler.profile(activities=kinds)
+    steps = itertools.count()
 
     def before_step():
         n = next(steps)
@@ -190,44 +239,143 @@ def profile(model, tokenizer, problems, args, first=30, last=40):
             raise Enough
 
     begun = time.perf_counter()
+    searching, _ = start(model, tokenizer, problems, args, before_step)
     try:
-        list(start(model, tokenizer, problems, args, before_step)[0])
+        list(searching)
         return                                                      # too short a search to profile
     except Enough:
         pass
-    on = "self_device_time_total" if model.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, on))
-    total = sum(getattr(e, on) for e in events)
-    print(f"\n{last - first} steady steps, {total / 1e6:.3f} s of {'GPU' if 'device' in on else 'CPU'} time "
-          f"({(time.perf_counter() - begun):.1f} s with the first {first}, and profiling):")
+    where = "self_device_time_total" if is_gpu else "self_cpu_time_total"
+    time_of = operator.attrgetter(where)
+    events = sorted(profiler.key_averages(), key=time_of, reverse=True)
+    total = sum(map(time_of, events))
+    seconds = time.perf_counter() - begun
+    print(f"\n{last - first} steady steps, {total / 1e6:.3f} s of {'GPU' if is_gpu else 'CPU'} time "
+          f"({seconds:.1f} s with the first {first}, and profiling):")
     for event in events[:8]:
-        print(f"  {getattr(event, on) / total:6.1%}  {event.count:6} x {event.key[:80]}")
+        print(f"  {time_of(event) / total:6.1%}  {event.count:6} x {event.key[:80]}")
+
+
+def best_rate(device, amount, work, tries=6):
+    """`amount` a second of work(), at its fastest."""
+    rates = []
+    for _ in range(tries):
+        with Peak(device) as peak:
+            work()
+        rates.append(amount / peak.seconds)
+    return max(rates)
 
 
 def roofline(device, dtype):
-    """Measured bytes/s of copying and FLOP/s of multiplying matrices, the best of a few tries."""
-    big, n = (2**31, 8192) if device.type == "cuda" else (2**28, 1024)
-    x, best = torch.ones(big // dtype.itemsize, dtype=dtype, device=device), {}
-    a, y = torch.randn(n, n, device=device).to(dtype), torch.empty_like(x)
-    for name, work, amount in ("copy", lambda: y.copy_(x), 2 * big), ("matmul", lambda: a @ a, 2 * n**3):
-        for _ in range(6):
-            with Peak(device) as peak:
-                work()
-            best[name] = max(best.get(name, 0), amount / peak.seconds)
-    return best["copy"], best["matmul"]
+    """Measured bytes/s of copying and FLOP/s of multiplying matrices."""
+    is_gpu = device.type == "cuda"
+    size = 2**31 if is_gpu else 2**28
+    n = 8192 if is_gpu else 1024
+    x = torch.ones(size // dtype.itemsize, dtype=dtype, device=device)
+    y = torch.empty_like(x)
+    matrix = torch.randn(n, n, device=device).to(dtype)
+    copy = best_rate(device, 2 * size, lambda: y.copy_(x))
+    matmul = best_rate(device, 2 * n**3, lambda: matrix @ matrix)
+    return copy, matmul
 
 
 def by_continuous_batching(model, paths, breadth, n):
     """transformers' own engine with paged attention, n new tokens a sample without any stop."""
-    config = transformers.GenerationConfig(max_new_tokens=n, do_sample=True, temperature=1.0, top_k=0,
-                                           top_p=1.0, eos_token_id=-1, pad_token_id=0)
-    model.generate_batch([path for path in paths for _ in range(breadth)], generation_config=config)
+    config = transformers.GenerationConfig(max_new_tokens=n, eos_token_id=-1, pad_token_id=0, **SAMPLED)
+    prompts = [path for path in paths for _ in range(breadth)]
+    model.generate_batch(prompts, generation_config=config)
 
 
 def expanded_paths(tree):
     """The token ids of the paths that a search expanded, in time."""
+    def first_child(i):
+        return tree.nodes[i].children[0]
+
     inner = [i for i, node in enumerate(tree.nodes) if node.children]
-    return [path_tokens(tree, i) for i in sorted(inner, key=lambda i: tree.nodes[i].children[0])]
+    return [path_tokens(tree, i) for i in sorted(inner, key=first_child)]
+
+
+@dataclass
+class Speed:
+    """A row of the table of `search`."""
+    tokens: float               # useful ones a second
+    expansions: float           # a second
+    prefilled: int = 0          # tokens
+    reused: int = 0             # tokens
+    gib: float = 0.0            # at the peak
+
+
+class Searched:
+    """The search (c), measured: its trees, and what its forwards held."""
+
+    def __init__(self, model, tokenizer, problems, args):
+        self.columns = 0        # of KV that decode steps read
+        self.samples = 0        # summed over the forwards
+        self.before = 0         # tokens before each of those
+        searching, self.engine = start(model, tokenizer, problems, args, self.count)
+        with Peak(model.device) as self.peak:
+            trees = list(searching)
+        self.stats = self.engine.stats
+        self.trees = [expanded_paths(tree) for tree in trees]
+        steps = [len(node.tokens) for tree in trees for node in tree.nodes[1:]]
+        lengths = [len(path) for paths in self.trees for path in paths]
+        self.useful = sum(steps)
+        self.step_length = self.useful / len(steps)
+        self.expansions = len(lengths)
+        self.prefix = sum(lengths) / self.expansions
+        self.context = self.before // self.samples
+
+    def count(self):
+        rows = self.engine.schedule.rows
+        self.columns += sum(self.engine.schedule.used().values())
+        self.samples += len(rows)
+        self.before += sum(row.start + len(row.tokens) for row in rows)
+
+    def speed(self):
+        seconds = self.peak.seconds
+        return Speed(self.useful / seconds, self.expansions / seconds, self.stats["prefilled"],
+                     self.stats["reused"], self.peak.gib)
+
+    def describe(self):
+        sampled = self.stats["sampled"]
+        return (f"{len(self.trees)} trees, {self.expansions} expansions at {self.prefix:.0f} tokens, steps "
+                f"of {self.step_length:.1f}, {self.useful / sampled:.1%} of the sampled tokens, in "
+                f"{self.peak.seconds:.0f} s; a forward has {sampled / self.stats['forwards']:.1f} samples, "
+                f"each after {self.context} tokens")
+
+    def share_of_the_machine(self, model):
+        """What (c) reads and multiplies at least, against what the machine can."""
+        weights = 0
+        for name, weight in model.named_parameters():
+            if "embed" not in name or "lm_head" in name:
+                weights += weight.numel()
+        if model.config.tie_word_embeddings:
+            weights += model.get_output_embeddings().weight.numel()
+        column = sum(heads * width for layer in model.served.layers for heads, width in layer)      # numbers
+        moved = (weights * self.stats["forwards"] + column * self.columns) * model.dtype.itemsize
+        flops = 2 * weights * (self.stats["sampled"] + self.stats["prefilled"])
+        copy, matmul = roofline(model.device, model.dtype)
+        bandwidth = moved / self.peak.seconds
+        speed = flops / self.peak.seconds
+        return (f"(c) reads at least {bandwidth / 1e9:.1f} GB/s, {bandwidth / copy:.1%} of this machine's "
+                f"copy rate of {copy / 1e9:.1f}; its linear layers do {speed / 1e9:.1f} GFLOP/s, "
+                f"{speed / matmul:.1%} of its matmul rate of {matmul / 1e9:.1f}")
+
+
+def measure_peer(expand, together, batches, ours, draw, device):
+    """The Speed of expand(paths) on `batches` batches of an expansion of each of `together` trees, spread
+    over the iterations: the middle of each batch's share of them."""
+    prefilled = done = 0
+    with Peak(device) as peak:
+        for n in range(batches):
+            share = (n + 0.5) / batches
+            chosen = draw.sample(ours.trees, min(together, len(ours.trees)))
+            paths = [tree[int(share * len(tree))] for tree in chosen]
+            expand(paths)
+            prefilled += sum(map(len, paths))
+            done += len(paths)
+    rate = done / peak.seconds
+    return Speed(rate * ours.useful / ours.expansions, rate, prefilled, gib=peak.gib)
 
 
 def search(args):
@@ -241,151 +389,144 @@ def search(args):
     The paper searches 80 iterations a tree, 42 minutes on one CPU thread with AVX-512; the default takes 15.
     Prefixes are then shorter, which favours the peers, and the start and the tail of (c) weigh more.
     """
-    if args.shape:
-        model, tokenizer = shaped(args.shape, args.device, args.dtype)
-    else:
-        model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
+    model, tokenizer = load(args)
     problems = tasks.load_problems(args.data, split="train", limit=args.limit or 2 * args.slots)
-    columns = samples = before = 0  # of KV that decode steps read; samples, and the tokens before each
-
-    def count():
-        nonlocal columns, samples, before
-        columns += sum(engine.schedule.used().values())
-        samples += len(engine.schedule.drafts)
-        before += sum(row.start + len(row.tokens) for row in engine.schedule.drafts)
-    with Peak(model.device) as peak:
-        searching, engine = start(model, tokenizer, problems, args, count)
-        trees = list(searching)
-    ours, stats = peak, engine.stats
-    steps = [len(n.tokens) for t in trees for n in t.nodes[1:]]
-    expanded = [expanded_paths(tree) for tree in trees]
-    lengths = [len(path) for paths in expanded for path in paths]
-    expansions, context = len(lengths), before // samples
-    prefix, mean = sum(lengths) / expansions, sum(steps) / len(steps)
-    rows = {"(c) ours": (sum(steps) / peak.seconds, expansions / peak.seconds, stats["prefilled"],
-                         stats["reused"], peak.gib)}
-    print(f"{len(trees)} trees, {expansions} expansions at {prefix:.0f} tokens, {len(steps)} steps of "
-          f"{mean:.1f}, {sum(steps) / stats['sampled']:.1%} of the sampled tokens, in {peak.seconds:.0f} s; "
-          f"a forward has {stats['sampled'] / stats['forwards']:.1f} samples, each after {context} tokens",
-          flush=True)
-
+    ours = Searched(model, tokenizer, problems, args)
+    print(ours.describe(), flush=True)
+    rows = {"(c) ours": ours.speed()}
     draw = random.Random(args.seed)
 
-    def peer(name, together, batches, expand):
-        prefilled = done = 0
-        with Peak(model.device) as peak:
-            for n in range(batches):                    # the middle of each batch's share of the iterations
-                chosen = draw.sample(expanded, min(together, len(expanded)))
-                paths = [tree[int((n + 0.5) / batches * len(tree))] for tree in chosen]
-                expand(paths)
-                prefilled, done = prefilled + sum(map(len, paths)), done + len(paths)
-        if batches:
-            rate = done / peak.seconds
-            rows[name] = rate * sum(steps) / expansions, rate, prefilled, 0, peak.gib
-
     def generate(paths):
-        by_generate(model, tokenizer, engine.ending, paths, args.breadth, args.max_step_tokens)
+        by_generate(model, tokenizer, ours.engine.ending, paths, args.breadth, args.max_step_tokens)
+
+    def continuous(paths):
+        by_continuous_batching(model, paths, args.breadth, round(ours.step_length))
 
     live = args.slots * args.breadth
-    at_once = ceiling(model, live, context)
-    peer("(a) generate, one tree", 1, args.batches * 3, generate)
-    peer("(b) generate, 16 trees", 16, args.batches, generate)
-    rate, gib = max(at_once, ceiling(model, live, context))     # machines have slow minutes
-    rows[f"(d) ceiling, {live} rows"] = rate, rate / (args.breadth * mean), 0, 0, gib
-    weights = sum(p.numel() for n, p in model.named_parameters() if "embed" not in n or "lm_head" in n)
-    if model.config.tie_word_embeddings:
-        weights += model.get_output_embeddings().weight.numel()
-    kv = sum(heads * width for layer in model.served.layers for heads, width in layer)      # numbers a column
-    moved = (weights * stats["forwards"] + kv * columns) * model.dtype.itemsize
-    flops = 2 * weights * (stats["sampled"] + stats["prefilled"])
-    copy, matmul = roofline(model.device, model.dtype)
-    print(f"\n(c) reads at least {moved / ours.seconds / 1e9:.1f} GB/s, {moved / ours.seconds / copy:.1%} of "
-          f"this machine's copy rate of {copy / 1e9:.1f}; its linear layers do "
-          f"{flops / ours.seconds / 1e9:.1f} GFLOP/s, {flops / ours.seconds / matmul:.1%} of its matmul rate "
-          f"of {matmul / 1e9:.1f}")
+    at_once = ceiling(model, live, ours.context)
+    if args.batches:
+        peer = functools.partial(measure_peer, ours=ours, draw=draw, device=model.device)
+        rows["(a) generate, one tree"] = peer(generate, together=1, batches=3 * args.batches)
+        rows["(b) generate, 16 trees"] = peer(generate, together=16, batches=args.batches)
+        on_gpu = model.device.type == "cuda" and hasattr(model, "generate_batch")
+        if args.continuous or on_gpu:
+            rows["(e) continuous batching"] = peer(continuous, together=2 * args.slots, batches=1)
+    rate, gib = max(at_once, ceiling(model, live, ours.context))    # machines have slow minutes
+    per_expansion = args.breadth * ours.step_length
+    rows[f"(d) ceiling, {live} rows"] = Speed(rate, rate / per_expansion, gib=gib)
+    print(f"\n{ours.share_of_the_machine(model)}")
     profile(model, tokenizer, problems, args)
-    if args.continuous or model.device.type == "cuda" and hasattr(model, "generate_batch"):
-        peer("(e) continuous batching", 2 * args.slots, args.batches and 1,
-             lambda paths: by_continuous_batching(model, paths, args.breadth, round(mean)))
+    print_table(rows)
+
+
+def print_table(rows):
     heads = "tokens/s", "iter/s", "prefilled", "reused", "peak GiB", "(c) / this"
     print("\n{:26}{:>10}{:>9}{:>11}{:>9}{:>10}{:>12}".format("", *heads))
     for name, row in sorted(rows.items()):
-        ratio = rows["(c) ours"][0] / row[0]
-        print("{:26}{:10.1f}{:9.2f}{:11}{:9}{:10.2f}{:12.2f}".format(name, *row, ratio))
+        ratio = rows["(c) ours"].tokens / row.tokens
+        print(f"{name:26}{row.tokens:10.1f}{row.expansions:9.2f}{row.prefilled:11}{row.reused:9}"
+              f"{row.gib:10.2f}{ratio:12.2f}")
 
 
 # ---------------------------------------------------------------- search: what grows and what does not
+
+
+def toy_reward(text, answer):
+    return 1 if mcts.MARKER in text and answer in text else -1
+
+
+def toy_questions():
+    for n in itertools.count():
+        yield {"question": f"Add {n} to 4.", "answer": "7"}
 
 
 def scale(args):
     """Seconds an iteration as questions, breadth and trees grow; memory over 10,000 finished trees; and a
     search with a tenth of the memory it would like. A tiny random model, so that the search itself shows."""
     model, tokenizer = tiny.model(), tiny.tokenizer()
-    reward = lambda text, answer: 1 if mcts.MARKER in text and answer in text else -1
-    questions = ({"question": f"Add {n} to 4.", "answer": "7"} for n in itertools.count())
+    questions = toy_questions()
 
-    def run(title, n, model=model, **settings):
+    def run(title, n, model=model, iterations=10, breadth=5):
         """Search n new questions and print what an iteration takes."""
-        settings = dict(iterations=10, breadth=5) | settings
-        engine = mcts.Engine(model, tokenizer, slots=16, siblings=settings["breadth"], max_tokens=16)
-        searching = mcts.search(model, tokenizer, itertools.islice(questions, n), reward, engine=engine, **settings)
+        engine = mcts.Engine(model, tokenizer, slots=16, siblings=breadth, max_tokens=16)
+        some = itertools.islice(questions, n)
+        searching = mcts.search(model, tokenizer, some, toy_reward, iterations=iterations, breadth=breadth,
+                                engine=engine)
         with Peak(model.device) as peak:
             children = [len(node.children) for tree in searching for node in tree.nodes]
-        expansions, tokens = sum(map(bool, children)), engine.stats["sampled"]
-        print(f"{title:32}{1000 * peak.seconds / expansions:10.2f}{1e6 * peak.seconds / tokens:12.0f}"
-              f"{expansions:12}{sum(children):10}", flush=True)
+        expansions = sum(map(bool, children))
+        per_expansion = 1e3 * peak.seconds / expansions
+        per_token = 1e6 * peak.seconds / engine.stats["sampled"]
+        print(f"{title:32}{per_expansion:10.2f}{per_token:12.0f}{expansions:12}{sum(children):10}",
+              flush=True)
+
     print(f"{'':32}{'ms/iter':>10}{'us/token':>12}{'iterations':>12}{'nodes':>10}")
     run("warm up", 10)
     for n in 10, 100, 1000:
         run(f"{n} questions", n)
     for breadth in 5, 16, 32:
         run(f"breadth {breadth}, 64 questions", 64, breadth=breadth)
-    deep = tiny.model(chances=tiny.CHANCES | {tiny.END: 0.1, tiny.TURN: 0.1, "Final Answer:": 0.3})
+    seldom = {tiny.END: 0.1, tiny.TURN: 0.1, "Final Answer:": 0.3}
+    deep = tiny.model(chances=tiny.CHANCES | seldom)
     for iterations in 20, 80, 320:
         run(f"{iterations} iterations, 32 questions", 32, model=deep, iterations=iterations)
     print("\nmemory of the process over finished trees (2 iterations, breadth 2), MiB:")
-    memory_over_trees(model, tokenizer, questions, reward, total=10_000)
+    memory_over_trees(model, tokenizer, questions, total=10_000)
     print("\na search with the KV memory it would fill, and with a tenth of that:")
     if args.model:
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
-        problems, reward = tasks.load_problems(args.data, split="train", limit=args.limit), tasks.reward
+        problems = tasks.load_problems(args.data, split="train", limit=args.limit)
+        tenth_of_memory(model, tokenizer, problems, tasks.reward)
     else:
-        model, problems = tiny.model(dtype=torch.float64), [*itertools.islice(questions, 100)]
-    tenth_of_memory(model, tokenizer, problems, reward)
+        problems = [*itertools.islice(questions, 100)]
+        tenth_of_memory(tiny.model(dtype=torch.float64), tokenizer, problems, toy_reward)
 
 
-def memory_over_trees(model, tokenizer, questions, reward, total):
+def memory_over_trees(model, tokenizer, questions, total):
     """Print the resident memory as trees are finished and thrown away."""
-    trees = mcts.search(model, tokenizer, itertools.islice(questions, total), reward, iterations=2, breadth=2,
-                        max_step_tokens=8)
+    some = itertools.islice(questions, total)
+    trees = mcts.search(model, tokenizer, some, toy_reward, iterations=2, breadth=2, max_step_tokens=8)
     page = os.sysconf("SC_PAGE_SIZE")
     for n, _ in enumerate(trees, 1):
         if n in (100, 1000, 2000, 5000, total):
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-            print(f"{n:8} trees {resident / 2**20:8.1f}", flush=True)
+            _, pages, *_ = Path("/proc/self/statm").read_text().split()
+            print(f"{n:8} trees {int(pages) * page / 2**20:8.1f}", flush=True)
+
+
+def most_kv(engine):
+    """Watch an engine: returns a function that tells the most bytes of KV it has held, live and stored."""
+    step = engine.step
+    most = 0
+
+    def watched():
+        nonlocal most
+        done = step()
+        column = engine.cache.nbytes // engine.cache.columns
+        live = column * sum(engine.schedule.used().values())
+        most = max(most, engine.store.stored + live)
+        return done
+
+    engine.step = watched
+    return lambda: most
 
 
 def tenth_of_memory(model, tokenizer, problems, reward):
     """Compare a search with a tenth of the KV memory that it would fill with one that has it all."""
-    runs, budget = {}, None
+    runs = []
+    budget = None
     for name in "all", "a tenth":
         engine = mcts.Engine(model, tokenizer, slots=16, siblings=5, max_tokens=64, kv_budget=budget)
-        advance, most = engine.advance, 0
-
-        def watched():
-            nonlocal most
-            done = advance()
-            column = engine.cache.nbytes // engine.cache.columns
-            most = max(most, engine.store.stored + column * sum(engine.schedule.used().values()))
-            return done
-        engine.advance = watched
+        held = most_kv(engine)
+        grown = {}
         with Peak(model.device) as peak:
-            runs[name] = {t.question: [(n.parent, n.tokens, n.visits, n.value) for n in t.nodes]
-                          for t in mcts.search(model, tokenizer, problems, reward, iterations=10, engine=engine)}
-        print(f"{name:8} {most / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
+            for tree in mcts.search(model, tokenizer, problems, reward, iterations=10, engine=engine):
+                grown[tree.question] = [(n.parent, n.tokens, n.visits, n.value) for n in tree.nodes]
+        runs.append(grown)
+        print(f"{name:8} {held() / 2**20:9.2f} MiB of KV, {engine.stats['prefilled']:8} tokens prefilled, "
               f"{engine.stats['sampled']:8} sampled, {peak.seconds:7.1f} s", flush=True)
-        budget = most // 10
-    same = sum(tree == runs["a tenth"][question] for question, tree in runs["all"].items())
+        budget = held() // 10
+    whole, tenth = runs
+    same = sum(tree == tenth[question] for question, tree in whole.items())
     print(f"{same} of {len(problems)} trees are the same")
 
 
@@ -394,65 +535,104 @@ def tenth_of_memory(model, tokenizer, problems, reward):
 
 def padded_step(model, tree, paths, loss_of):
     """One row a path, right-padded, full logits in float32: how TRL and the authors train."""
-    rows = [path_tokens(tree, path[-1]) for path in paths]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    rows = [torch.tensor(path_tokens(tree, path[-1])) for path in paths]
+    ones = [torch.ones_like(row) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    mask = nn.utils.rnn.pad_sequence(ones, batch_first=True).to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     # not log_softmax, which in float32 on a CPU is off by 1e-5 a token of a 49,152-entry vocabulary
-    token = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)   # (P, T - 1)
-    steps, start = [], len(tree.prompt) - 1
-    for row, path in zip(token, paths):
+    of_target = logits.gather(2, ids[:, 1:, None])[..., 0]
+    token = of_target - logits.logsumexp(-1)                        # (P, T - 1)
+    after_prompt = token[:, len(tree.prompt) - 1:]
+    steps = []
+    for row, path in zip(after_prompt, paths):
         sizes = [len(tree.nodes[i].tokens) for i in path]
-        steps.append([part.sum() for part in row[start:start + sum(sizes)].split(sizes)])
-    return loss_of(steps, paths)
+        parts = row[:sum(sizes)].split(sizes)
+        steps.append(torch.stack([part.sum() for part in parts]))
+    return loss_of(steps)
+
+
+def longest_paths(tree, n):
+    def depth(i):
+        return tree.nodes[i].depth
+
+    ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
+    return [tree.path(i) for i in sorted(ends, key=depth, reverse=True)[:n]]
+
+
+class Compared:
+    """The DVO gradient of a tree's paths, packed against padded; sums over trees."""
+
+    def __init__(self, model):
+        self.model = model
+        self.policy = dvo.Policy(model)
+        self.total = collections.Counter()
+        self.distance = 0.0                             # the largest of two gradients, relative
+
+    def add(self, tree, paths):
+        nodes = range(len(tree.nodes))
+        credit = torch.tensor([0.5 + tree.credit(i) if i else 0.0 for i in nodes])      # 0 if all paths fail
+        credit = credit.to(self.model.device)
+        pack = dvo.pack(tree, paths)
+
+        def loss_of(steps):                             # of the first update, whose reference is the policy
+            losses = []
+            for logprobs, path in zip(steps, paths):
+                errors = 0.1 * (logprobs - logprobs.detach()) - credit[path]
+                losses.append((errors ** 2).mean())
+            return torch.stack(losses).mean()
+
+        def packed():
+            [logprobs] = self.policy(packs=[pack])
+            return loss_of([logprobs[path] for path in paths])
+
+        def padded():
+            return padded_step(self.model, tree, paths, loss_of)
+
+        rows = self.gradient("padded", padded)
+        ours = self.gradient("packed", packed)
+        distance = (rows - ours).norm() / rows.norm()
+        self.distance = max(self.distance, distance.item())
+        lengths = [len(path_tokens(tree, path[-1])) for path in paths]
+        self.total["path tokens"] += sum(lengths)
+        self.total["padded tokens"] += len(lengths) * max(lengths)
+        self.total["packed tokens"] += len(pack.tokens)
+
+    def gradient(self, name, loss_of_step):
+        """The gradient, whose seconds (of the processor on a CPU) and memory are counted under `name`."""
+        self.model.zero_grad(set_to_none=False)
+        with Peak(self.model.device) as peak:
+            start = time.process_time()
+            loss_of_step().backward()
+            seconds = time.process_time() - start
+        is_cpu = self.model.device.type == "cpu"
+        self.total[f"{name} s"] += seconds if is_cpu else peak.seconds
+        self.total[f"{name} GiB"] = max(self.total[f"{name} GiB"], peak.gib)
+        return torch.cat([weight.grad.flatten() for weight in self.model.parameters()])
 
 
 def train(args):
     """Seconds (of the processor on a CPU, which others may share) and peak memory of the DVO gradient of each
     question's paths, packed against padded."""
     model, _ = mcts.load_model(args.model, args.device, args.dtype or "float32")
-    policy = dvo.Policy(model)
-    many = (t for t in mcts.read_trees(args.trees) if sum(n.terminal for n in t.nodes) >= args.paths)
-    trees = list(itertools.islice(many, args.limit))
-    total, worst = collections.Counter(), 0.0                       # worst: distance of the two gradients
-    for tree in trees:
-        ends = [i for i, n in enumerate(tree.nodes) if n.terminal]
-        paths = [tree.path(i) for i in sorted(ends, key=lambda i: -tree.nodes[i].depth)[:args.paths]]
-        credit = [0.5 + tree.credit(i) if i else 0 for i in range(len(tree.nodes))]    # 0 if all paths fail
-
-        def loss_of(steps, paths):                      # of the first update, whose reference is the policy
-            errors = [sum((0.1 * (s - s.detach()) - credit[i]) ** 2 for s, i in zip(row, path)) / len(path)
-                      for row, path in zip(steps, paths)]
-            return sum(errors) / len(paths)
-
-        def packed():
-            logprobs = policy(packs=[dvo.pack(tree, paths)])[0]
-            return loss_of([[logprobs[i] for i in path] for path in paths], paths)
-        gradients = {}
-        for name, step in ("padded", lambda: padded_step(model, tree, paths, loss_of)), ("packed", packed):
-            model.zero_grad(set_to_none=False)
-            with Peak(model.device) as peak:
-                start = time.process_time()
-                step().backward()
-                seconds = time.process_time() - start
-            gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters()])
-            total[name + " s"] += seconds if model.device.type == "cpu" else peak.seconds
-            total[name + " GiB"] = max(total[name + " GiB"], peak.gib)
-        lengths = [len(path_tokens(tree, path[-1])) for path in paths]
-        total["path tokens"] += sum(lengths)
-        total["padded tokens"] += len(lengths) * max(lengths)
-        total["packed tokens"] += len(dvo.pack(tree, paths).tokens)
-        distance = (gradients["padded"] - gradients["packed"]).norm() / gradients["padded"].norm()
-        worst = max(worst, distance.item())
-    print(f"{len(trees)} questions of {args.paths} paths; largest relative distance of gradients {worst:.1e}")
+    compared = Compared(model)
+    trees = 0
+    for tree in mcts.read_trees(args.trees):
+        paths = longest_paths(tree, args.paths)
+        if len(paths) == args.paths and trees < args.limit:
+            compared.add(tree, paths)
+            trees += 1
+    print(f"{trees} questions of {args.paths} paths; largest relative distance of gradients "
+          f"{compared.distance:.1e}")
+    total = compared.total
     for name in "padded", "packed":
         total[f"{name} path tokens/s"] = total["path tokens"] / total[f"{name} s"]
     for name in "tokens", "s", "path tokens/s", "GiB":
-        a, b = total[f"padded {name}"], total[f"packed {name}"]
-        print(f"{name:14} padded {a:10.2f}   packed {b:10.2f}   "
-              f"packed / padded {b / a:.2f}   padded / packed {a / b:.2f}")
+        padded = total[f"padded {name}"]
+        packed = total[f"packed {name}"]
+        print(f"{name:14} padded {padded:10.2f}   packed {packed:10.2f}   "
+              f"packed / padded {packed / padded:.2f}   padded / packed {padded / packed:.2f}")
 
 
 # ---------------------------------------------------------------- answers
@@ -483,15 +663,19 @@ def math_verify_judge():
 
 
 def report(name, judge, cases, show):
-    kinds, seconds = collections.defaultdict(collections.Counter), []
+    kinds = collections.defaultdict(collections.Counter)
+    seconds = []
     for case in cases:
+        gold, pred = case["gold"], case["pred"]
         start = time.perf_counter()
-        verdict = bool(judge(case["pred"], case["gold"]))
+        verdict = bool(judge(pred, gold))
         seconds.append(time.perf_counter() - start)
-        outcome = "right" if verdict == case["equal"] else "false positive" if verdict else "false negative"
+        outcome = "false positive" if verdict else "false negative"
+        if verdict == case["equal"]:
+            outcome = "right"
         kinds[case.get("kind", "all")][outcome] += 1
         if show and outcome != "right":
-            print(outcome, case.get("id"), repr(case["gold"][-100:]), repr(case["pred"][-160:]), sep="  ")
+            print(f"{outcome}  {case.get('id')}  {gold[-100:]!r}  {pred[-160:]!r}")
     total = sum(kinds.values(), collections.Counter())
     print(f"{name}: {len(cases)} pairs, accuracy {total['right'] / len(cases):.2%}, "
           f"{total['false positive']} false positives, {total['false negative']} false negatives, "

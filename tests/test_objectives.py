@@ -223,6 +223,21 @@ def test_where_policy_and_reference_agree_each_loss_has_its_neutral_value():
     expect(mean_advantage, -(0.5 - 0.25) / 2, 2)
 
 
+def test_the_defaults_of_losses_are_those_of_their_papers():
+    defaults = {}
+    for loss in dvo.dvo_loss, dvo.dpo_loss, dvo.kto_loss, dvo.oreo_loss, dvo.grpo_loss, dvo.objective_loss:
+        for name, parameter in inspect.signature(loss).parameters.items():
+            if isinstance(parameter.default, float):
+                defaults.setdefault(name, set()).add(parameter.default)
+    assert defaults == {
+        "beta": {0.1},
+        "alpha": {0.01},
+        "clip": {0.2},
+        "lambda_correct": {1.33},
+        "lambda_incorrect": {1.0},
+        "z0": {0.0}}
+
+
 # ---------------------------------------------------------------- losses without a tree, and refusals
 
 
@@ -273,7 +288,7 @@ def test_each_tensor_that_would_broadcast_is_refused_by_its_name(loss):
     given = inspect.signature(loss).parameters.values()
     required = [p.name for p in given if p.default is p.empty]
     good = {name: torch.zeros(shapes.get(name, 5)) for name in required}
-    for name in good.keys() - {"path", "chosen", "z0"}:             # the first two say what the others must be
+    for name in good.keys() - {"path", "chosen", "z0"}:             # which say what the others must be
         for bad in good[name][:1], good[name][..., None]:
             with pytest.raises(InputError, match=f"^{name} is .* but must be"):
                 loss(**good | {name: bad})

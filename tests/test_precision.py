@@ -158,8 +158,8 @@ def test_epochs_and_questions_a_step_make_the_number_of_steps(trained, given):
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_bfloat16_trains_float32_masters(ranks, given, tmp_path):
-    """At a rate of 1e-5 a step is lost in bfloat16's rounding of most weights; masters keep it, in one process
-    and on two ranks, and the saved model is bfloat16."""
+    """At a rate of 1e-5 a step is lost in bfloat16's rounding of most weights; masters keep it, in one
+    process and on two ranks, and the saved model is bfloat16."""
     run = tmp_path / "run"
     process = Command(*arguments(given, run), "--epochs", 3, "--lr", 1e-5, "--dtype", "bfloat16", ranks=ranks)
     process.communicate()
