@@ -559,31 +559,39 @@ def test_worked_examples_are_right_and_well_formed():
         assert 3 <= solution.count("\n\n") <= 4
 
 
-@pytest.mark.parametrize("end, last", [("answer", [9, 8, 0]), ("eos", [9, 8])])
-def test_a_demonstration_goes_on_to_eos(end, last, tok):
+GOOD = {"response": "So 7.\n\nFinal Answer: 7", "correct": True}
+
+
+def imitated(tok, responses, samples, seed=0):
+    """The tokens of the responses of one question that are imitated."""
+    record = {"question": "q", "responses": responses, "samples": samples}
+    args = argparse.Namespace(seed=seed, format=mcts.Format())
+    run = argparse.Namespace(args=args, tokenizer=tok)
+    packs = [example.pack for example in dvo.demonstrations(run, [record])]
+    return [pack.tokens[pack.node == 1].tolist() for pack in packs]
+
+
+@pytest.mark.parametrize("end, tokens", [("answer", [9, 8, 0]), ("eos", [9, 8])])
+def test_a_demonstration_goes_on_to_eos(end, tokens, tok):
     """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
     assert tok.eos_token_id == 0
-    problem = {"question": "Add 3 to 4.", "answer": "7"}
-    sample = {"tokens": [9, 8], "end": end}
-    example = dvo.demonstration(tok, problem, sample, mcts.Format())
-    assert example.pack.tokens[example.pack.node == 1].tolist() == last
+    assert imitated(tok, [GOOD], [{"tokens": [9, 8], "end": end}]) == [tokens]
 
 
 def test_at_most_four_well_formed_correct_whole_responses_of_a_question_are_imitated(tok):
-    """Of ten that are all three things, one lacks each; which four is drawn by seed."""
-    good = {"response": "So 7.\n\nFinal Answer: 7", "correct": True}
-    responses = [good] * 10 + [good | {"correct": False}, good | {"response": "Final Answer: 7"}, good]
-    samples = [{"tokens": [20 + k], "end": "eos"} for k in range(12)] + [{"tokens": [32], "end": "cut"}]
-    record = {"question": "q", "responses": responses, "samples": samples}
-
-    def imitated(seed):
-        args = argparse.Namespace(seed=seed, format=mcts.Format())
-        run = argparse.Namespace(args=args, tokenizer=tok)
-        return [example.pack.tokens[-1] for example in dvo.demonstrations(run, [record])]
-
-    drawn = [imitated(seed) for seed in range(30)]
-    assert all(len(set(tokens)) == 4 for tokens in drawn)
-    assert set(sum(drawn, [])) == set(range(20, 30))
+    """Drawn by seed of the first ten; the others are wrong, without steps, and cut."""
+    responses = 10 * [GOOD]
+    responses.append(GOOD | {"correct": False})
+    responses.append(GOOD | {"response": "Final Answer: 7"})
+    responses.append(GOOD)
+    samples = [{"tokens": [k], "end": "eos"} for k in range(12)]
+    samples.append({"tokens": [12], "end": "cut"})
+    seen = set()
+    for seed in range(30):
+        drawn = {k for [k] in imitated(tok, responses, samples, seed)}
+        assert len(drawn) == 4
+        seen |= drawn
+    assert seen == set(range(10))
 
 
 def test_a_bootstrap_without_correct_responses_goes_on(tmp_path, inputs, monkeypatch):
