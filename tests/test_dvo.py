@@ -541,10 +541,12 @@ def test_a_rate_that_few_examples_do_not_bear_is_lowered(tmp_path, inputs):
 
 def test_worked_examples_are_shown_where_there_is_no_template_or_on_request(tmp_path, inputs):
     """And at a temperature of 0 all samples of a question are the same."""
-    flags = "--bootstrap-samples", 2, "--bootstrap-temperature", 0
+    flags = "--bootstrap-samples", 2, "--bootstrap-temperature", 0, "--bootstrap-questions", 5
     _, asked = bootstrapped(tmp_path / "asked", inputs, "--bootstrap-shots", 2, *flags)
     assert asked["worked_examples"] == 2
-    for record in tiny.read(tmp_path / "asked" / "round0" / "samples.rank0.jsonl"):
+    samples = tiny.read(tmp_path / "asked" / "round0" / "samples.rank0.jsonl")
+    assert len(samples) == 5
+    for record in samples:
         first, second = record["samples"]
         assert first == second
     tiny.save(tmp_path / "plain", chat=False)

@@ -386,10 +386,14 @@ def test_the_value_model_sees_all_outcomes_at_their_shares(tree):
 
 
 @pytest.mark.parametrize("choose", [dvo.path_pairs, dvo.sibling_pairs])
-@pytest.mark.parametrize("ends", ["right", "right right", "wrong wrong"])
-def test_without_a_difference_there_is_no_pair_and_no_example(choose, ends):
-    tree = tiny.tree(*[f"0 {end}" for end in ends.split()])
-    assert drawn(choose, tree) == []
+@pytest.mark.parametrize("steps", [
+    ["0 right"],
+    ["0 right", "0 right"],
+    ["0 wrong", "0 wrong"],
+    ["0", "1 right", "1 right"],                                    # step 1 has no sibling
+    ["0", "1 right", "1 right", "0", "4 right", "4 right"]], ids=str)
+def test_without_a_difference_there_is_no_pair_and_no_example(choose, steps):
+    assert drawn(choose, tiny.tree(*steps)) == []
 
 
 def test_unsolved_questions_are_dropped_unless_kept():
