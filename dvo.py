@@ -472,38 +472,6 @@ class Example:
         return Example(**moved)
 
 
-def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
-                 choose: Callable | None = None) -> Example | None:
-    """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
-    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
-    of node indices; by default draw_paths."""
-    choose = choose or draw_paths
-    better, worse = choose(tree, n, seed)
-    paths = better + worse
-    if not paths or not (better or keep_unsolved):
-        return None
-    nodes = tree.nodes
-    path = torch.zeros(len(paths), len(nodes))
-    for row, on_path in zip(path, paths):
-        row[on_path] = 1
-    is_paired = choose in (path_pairs, sibling_pairs)
-    whole = [tree.path(on_path[-1]) for on_path in paths]           # a single step comes with its prefix
-
-    def column(numbers):
-        return torch.tensor(numbers, dtype=torch.float32)
-
-    return Example(
-        pack=pack(tree, whole),
-        path=path,
-        correct=torch.arange(len(paths)) < len(better),
-        units=len(better) if is_paired else len(paths),
-        parent=torch.tensor([max(0, node.parent) for node in nodes]),
-        tokens=column([len(node.tokens) for node in nodes]),
-        reward=column([node.reward for node in nodes]),
-        value=column([0.0 if node.terminal else node.value for node in nodes]),
-        reference=column([node.logprob for node in nodes]))
-
-
 def draw_paths(tree, n, seed):
     """Up to n correct and as many incorrect valid paths of `tree`, drawn without replacement, weighted by the
     sum of visits along the path (as in the authors' code). Seed, question and tree decide the draw."""
@@ -544,37 +512,63 @@ def path_pairs(tree, n, seed):
 
 
 def sibling_pairs(tree, n, seed):
-    """Step-DPO: in each state the steps of the largest and of the smallest value among those that are valid
-    and whose value is the mean of two outcomes at least; of those pairs the n with the largest gap."""
+    """Step-DPO: in each state the steps of the largest and of the smallest value among those whose value is
+    the mean of two outcomes at least; of those pairs the n with the largest gap."""
 
     def value(i):
         return tree.nodes[i].value
 
-    def gap(pair):
-        return value(pair[0]) - value(pair[1])
-
     pairs = []
     for node in tree.nodes:
-        steps = [i for i in node.children if is_comparable(tree.nodes[i])]
+        steps = [i for i in node.children if tree.nodes[i].visits >= 2]     # so none that ended
         if steps:
-            pairs.append((max(steps, key=value), min(steps, key=value)))
-    largest = sorted(pairs, key=gap, reverse=True)[:n]
-    unequal = [pair for pair in largest if gap(pair) > 0]
-    return [[better] for better, _ in unequal], [[worse] for _, worse in unequal]
-
-
-def is_comparable(node):
-    return node.valid and node.visits >= 2
+            better = max(steps, key=value)
+            worse = min(steps, key=value)
+            gap = value(better) - value(worse)
+            if gap > 0:
+                pairs.append((gap, [better], [worse]))
+    largest = sorted(pairs, key=itemgetter(0), reverse=True)[:n]
+    return [better for _, better, _ in largest], [worse for _, _, worse in largest]
 
 
 def any_paths(tree, n, seed):
     """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
     ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
-    found = {1: [], -1: []}
-    for i in generator(seed, tree.question).permutation(ends)[:2 * n]:
-        outcome = tree.nodes[i].reward
-        found[outcome].append(tree.path(int(i)))
-    return found[1], found[-1]
+    drawn = generator(seed, tree.question).permutation(ends)[:2 * n].tolist()
+    right = [tree.path(i) for i in drawn if tree.nodes[i].reward > 0]
+    wrong = [tree.path(i) for i in drawn if tree.nodes[i].reward < 0]
+    return right, wrong
+
+
+def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool = False,
+                 choose: Callable = draw_paths) -> Example | None:
+    """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
+    code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
+    of node indices."""
+    better, worse = choose(tree, n, seed)
+    paths = better + worse
+    if not paths or not (better or keep_unsolved):
+        return None
+    nodes = tree.nodes
+    path = torch.zeros(len(paths), len(nodes))
+    for row, on_path in zip(path, paths):
+        row[on_path] = 1
+    is_paired = choose in (path_pairs, sibling_pairs)
+    whole = [tree.path(on_path[-1]) for on_path in paths]           # a single step comes with its prefix
+
+    def column(numbers):
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    return Example(
+        pack=pack(tree, whole),
+        path=path,
+        correct=torch.arange(len(paths)) < len(better),
+        units=len(better) if is_paired else len(paths),
+        parent=torch.tensor([max(0, node.parent) for node in nodes]),
+        tokens=column([len(node.tokens) for node in nodes]),
+        reward=column([node.reward for node in nodes]),
+        value=column([0.0 if node.terminal else node.value for node in nodes]),
+        reference=column([node.logprob for node in nodes]))
 
 
 # What each objective trains on
@@ -656,8 +650,7 @@ def reference_point(policy, pairs: list[Example], tokens: int) -> float:
 
 
 class Learner:
-    """A module in training, with an AdamW and a peak rate of its own; without, it is only saved and
-    loaded."""
+    """A module with an AdamW and a peak rate of its own; without, it is only saved and loaded."""
 
     def __init__(self, module, peak=None):
         self.module = module
@@ -678,10 +671,10 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     return steps
 
 
-def warmup(total, least=20):
-    """Steps of the warmup: a tenth of all (Sec. 5), but `least` at least. Adam's first update moves every
-    weight by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
-    return max(round(0.1 * total), least)
+def warmup(total):
+    """Steps of the warmup: a tenth of all (Sec. 5), but 20 at least. Adam's first update moves every weight
+    by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
+    return max(round(0.1 * total), 20)
 
 
 def rate_share(step: int, total: int) -> float:
@@ -743,10 +736,11 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
         outputs = [learner.module(packs=packs) for learner in learners]
         loss = 0.0
         for e, *vectors in zip(batch, *outputs):
-            e = e.like(vectors[0])
+            logprobs = vectors[0]
+            e = e.like(logprobs)
             losses = loss_fn(e, *vectors)
             loss = loss + weight * losses.sum() / units
-            log_ratio = vectors[0].detach() - e.reference
+            log_ratio = logprobs.detach() - e.reference
             reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
             right = e.correct.to(reward)
             wrong = 1 - right
@@ -755,20 +749,18 @@ def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
     total = torch.stack(measured).sum(0).cpu()
     add_over_ranks(total)
-    loss, *rewards = total.tolist()
+    loss, right, wrong = total.tolist()
     found = {"loss": loss / units}
-    correct = torch.cat([e.correct for e in chosen])
-    paths = [correct.sum().item(), (~correct).sum().item()]
-    for name, reward, number in zip(("chosen", "rejected"), rewards, paths):
-        if beta:
-            found[f"rewards/{name}"] = reward / number if number else None
+    if beta:
+        correct = torch.cat([e.correct for e in chosen])
+        for name, reward, paths in ("chosen", right, correct), ("rejected", wrong, ~correct):
+            found[f"rewards/{name}"] = reward / paths.sum().item() if paths.any() else None
     return found
 
 
 def update(learners, share):
-    """An optimiser step of all learners at `share` of their peak rates, or of none where a gradient is not
-    finite; gradients are scaled to a norm of 1 at most. Returns the norm of the first one's, and whether the
-    step was done."""
+    """An optimiser step of all learners at `share` of their peak rates, gradients scaled to a norm of 1 at
+    most; or of none where a gradient is not finite. Returns the first one's norm, and whether it was done."""
     norms = []
     for learner in learners:
         norm = nn.utils.clip_grad_norm_(learner.module.parameters(), 1.0)
@@ -980,7 +972,7 @@ def shard(module, policy):
 
 def read_pretrained(policy, name):
     """Give a policy the weights in the folder or hub name `name`: rank 0 reads, all get their shards."""
-    full, weights = None, {}
+    weights = {}
     if rank() == 0:
         master = str(policy.lm.dtype).removeprefix("torch.")
         full, _ = mcts.load_model(name, "cpu", master)
@@ -992,7 +984,7 @@ def read_pretrained(policy, name):
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(policy, weights, options=options)
     for key, buffer in policy.lm.named_buffers():                   # rotary frequencies are in no state dict
-        if full:
+        if rank() == 0:
             buffer.copy_(full.get_buffer(key))
         dist.broadcast(buffer, src=0)
 
@@ -1018,10 +1010,8 @@ def make_critic(policy: Policy) -> Critic:
 @contextlib.contextmanager
 def at_own_pace(module, name, shard_search=False):
     """Let each rank call `module` as often as it likes inside the block; all meet at its end, however late.
-
-    By default every rank holds all weights in the compute type meanwhile, so no collective runs. With
-    shard_search (for a model that does not fit) the weights stay sharded and each forward gathers them block
-    by block: then all ranks must run the same number, so a rank that is done runs idle ones until all are.
+    By default every rank holds all weights in the compute type meanwhile. With shard_search (for a model that
+    does not fit) each forward gathers them block by block: a rank that is done runs idle ones until all are.
     """
     blocks = sharded_blocks(module)
     if blocks and shard_search:
@@ -1213,10 +1203,12 @@ class Run:
 
     def training(self, event, label, state):
         """What every training of a run is called with: its event in the log, its label and its state."""
-        log = functools.partial(self.log, event)
-        save_seconds = 60 * self.args.save_minutes
-        return dict(micro_tokens=self.args.micro_tokens, save_seconds=save_seconds, name=label, log=log,
-                    state=self.file(state))
+        return dict(
+            name=label,
+            log=functools.partial(self.log, event),
+            state=self.file(state),
+            save_seconds=60 * self.args.save_minutes,
+            micro_tokens=self.args.micro_tokens)
 
     def file(self, name, of_round=None):
         """A path in the folder of a round (default: the current one), which is made."""
@@ -1374,8 +1366,8 @@ WORKED = [
 
 def bootstrap(run, problems):
     """Imitate the base's own responses; keep that if it makes responses to questions held back, a fifth,
-    right and well-formed more often. A model with a chat template shows its own way of solving better than
-    worked examples do; one without needs them to see the form."""
+    right and well-formed more often. A model without a chat template needs worked examples to see the form;
+    one with a template has a better way of its own."""
     args = run.args
     shots = args.bootstrap_shots
     if shots is None:
@@ -1418,10 +1410,9 @@ def measure_form(run, name, problems):
         total["steps"] += 1 + text.strip().count(run.args.format.step_end)
         total["tokens"] += response["tokens"]
     n = max(1, len(responses))
-    found = {key: total[key] / n for key in ("right", "well_formed", "both")}
-    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
-    found["responses"] = len(responses)
-    return found
+    shares = {key: total[key] / n for key in ("right", "well_formed", "both")}
+    tokens_per_step = total["tokens"] / max(1, total["steps"])
+    return shares | {"tokens_per_step": tokens_per_step, "responses": len(responses)}
 
 
 def has_steps(text, format):
@@ -1431,7 +1422,10 @@ def has_steps(text, format):
 
 def demonstrations(run, records, most=4):
     """The Examples of up to `most` correct, well-formed responses of each record, drawn evenly, so that short
-    and long ones keep their shares and easy questions do not set the style."""
+    and long ones keep their shares and easy questions do not set the style; after the prompt without worked
+    examples. One that ended with its answer's blank line goes on to EOS: elsewhere the model must stop by
+    itself."""
+    tokenizer = run.tokenizer
     found = []
     for record in sorted(records, key=itemgetter("question")):
         good = []
@@ -1439,19 +1433,14 @@ def demonstrations(run, records, most=4):
             is_whole = sample["end"] in ("eos", "answer")
             if response["correct"] and is_whole and has_steps(response["response"], run.args.format):
                 good.append(sample)
+        prompt = mcts.build_prompt(tokenizer, record["question"], format=run.args.format)
         rng = generator(run.args.seed, record["question"])
         for i in rng.permutation(len(good))[:most]:
-            found.append(demonstration(run.tokenizer, record, good[i], run.args.format))
+            tokens = good[i]["tokens"]
+            if good[i]["end"] == "answer" and tokenizer.eos_token_id is not None:
+                tokens = [*tokens, tokenizer.eos_token_id]
+            found.append(one_step(prompt, tokens))
     return found
-
-
-def demonstration(tokenizer, problem, sample, format):
-    """The Example of one correct response to imitate, after the prompt without worked examples. One that
-    ended with its answer's blank line goes on to EOS: elsewhere, the model has to stop by itself."""
-    tokens = list(sample["tokens"])
-    if sample["end"] == "answer" and tokenizer.eos_token_id is not None:
-        tokens.append(tokenizer.eos_token_id)
-    return one_step(mcts.build_prompt(tokenizer, problem["question"], format=format), tokens)
 
 
 def imitate(policy, examples, lr, batch, seed, **how):
@@ -1462,13 +1451,11 @@ def imitate(policy, examples, lr, batch, seed, **how):
 
 
 def imitate_own(run, examples, unseen):
-    """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that lowers the negative
-    log-likelihood of responses to questions held back. The paper's rate is for thousands of examples; few do
-    not bear it."""
+    """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that makes responses to
+    questions held back likelier. The paper's rate is for thousands of examples; few do not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen)}
-    found |= {"nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for k in range(3 if examples and unseen else 0):
         rate = args.bootstrap_lr / 4**k
@@ -1487,9 +1474,9 @@ def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
     args = run.args
     vectors = forward_all(run.policy, examples, "held back", args.micro_tokens, args.shard_search)
-    total = -sum(logprobs.sum().item() for logprobs in vectors)
+    logprob = sum(vector.sum().item() for vector in vectors)
     tokens = sum(e.tokens.sum().item() for e in examples)
-    return total / max(1.0, tokens)
+    return -logprob / max(1.0, tokens)
 
 
 # Search, training and evaluation of a round
@@ -1537,18 +1524,19 @@ def describe(trees):
         kinds = tree.endings()
         endings += kinds
         total["trees"] += 1
-        total["with right"] += kinds["right"] > 0
-        total["with wrong"] += kinds["wrong"] > 0
-        total["mixed"] += kinds["right"] > 0 and kinds["wrong"] > 0
+        total["with right"] += "right" in kinds
+        total["with wrong"] += "wrong" in kinds
+        total["mixed"] += {"right", "wrong"} <= kinds.keys()
         total["value"] += tree.nodes[0].value
         total["steps"] += len(tree.nodes) - 1
         total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
-    found = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
-    found["root_value"] = total["value"] / max(1, total["trees"])
     ended = max(1, endings.total())
-    found["endings"] = {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)}
-    found["tokens_per_step"] = total["tokens"] / max(1, total["steps"])
-    return found
+    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
+    return counts | {
+        "root_value": total["value"] / max(1, total["trees"]),
+        "endings": {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)},
+        "tokens_per_step": total["tokens"] / max(1, total["steps"]),
+    }
 
 
 REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
@@ -1692,8 +1680,7 @@ def report(run):
         for e in found:
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
             cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
-        evaluations = [f"eval-{name}" for name in names]
-        for stages in ["search"], ["bootstrap", "trained"], evaluations:
+        for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
             seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
             cells += f"{seconds:10.1f}"
         print(f"{f'round {r}' if r else 'base':10}{cells}")
@@ -1757,10 +1744,9 @@ def random_model(folder, seed):
 
 def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     """Train the demo's base model from random weights on worked solutions of chains of `low` to `high`
-    operations, none of them a question of the demo's own data, and save it in `folder`.
-
-    It first sees solutions that write out every operation and then such as skip some, until 99 % of its
-    single operations are right: then what is left to learn is not arithmetic but which steps to take.
+    operations, none of them a question of the demo's own data, and save it in `folder`. It first sees all
+    operations written out, then some skipped, until 99 % of its single operations are right: what is left to
+    learn is not arithmetic but which steps to take.
     """
     start = folder.with_name("random")
     put(start, lambda new: rank() == 0 and random_model(new, seed))
