@@ -131,9 +131,11 @@ def test_a_batch_is_padded_to_multiples_of_64(searched):
     for path in paths:
         pack = dvo.pack(tree, [path])
         length = len(pack.tokens)
-        _, width = dvo.collate([pack], CPU).tokens.shape
+        batch = dvo.collate([pack], CPU)
+        _, width = batch.tokens.shape
         assert width % 64 == 0
         assert 0 <= width - length < 64
+        assert batch.mask.diagonal(dim1=1, dim2=2).all()            # padding sees itself: no softmax of nothing
         lengths.add(length)
     assert len(lengths) > 2
 
