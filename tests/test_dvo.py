@@ -248,6 +248,15 @@ def test_training_drives_the_implicit_reward_to_the_credit(examples, log):
     assert log[19]["lr"] == 3e-3
 
 
+def test_the_first_step_moves_weights_by_a_twentieth_of_the_rate(examples):
+    """Adam's first update is the rate, whatever the gradient; here it is the first of 20 steps of warmup."""
+    policy = policy64()
+    before = torch.cat([weight.detach().flatten() for weight in policy.parameters()])
+    after = train(policy, examples[:4], lr=1e-3)
+    largest = (after - before).abs().max().item()
+    assert largest == about(1e-3 / 20, rel=1e-3)
+
+
 def test_the_log_has_the_mean_loss_and_the_mean_reward_of_each_outcome(examples, log):
     """Over all paths of the step. Every log-ratio of example k is k, so a path of n steps has 0.1 * k * n."""
     policy = policy64()
