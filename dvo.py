@@ -328,7 +328,8 @@ def padded_length(pack):
 
 def collate(packs: list[Pack], device: torch.device) -> Batch:
     """The Batch of `packs`, on `device`."""
-    B, T = len(packs), max(map(padded_length, packs))
+    B = len(packs)
+    T = max(map(padded_length, packs))
     tokens, position, before = np.zeros((3, B, T), dtype=np.int64)
     node = np.full((B, T), -1)                                      # of padding
     mask = np.zeros((B, T, T), dtype=bool)
@@ -819,7 +820,8 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, tokens: i
 def add_reference(policy, examples, tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
     Returns by how many nats a token that differs from what the search has stored."""
-    distance, num_tokens = 0.0, 0.0
+    distance = 0.0
+    num_tokens = 0.0
     found = forward_all(policy, examples, "reference", tokens, shard_search)
     for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
@@ -1165,8 +1167,10 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.held, self.newest = BASE, BASE     # whose weights the policy holds, and which are the newest
-        self.policy, self.tokenizer = None, None                    # when they are loaded
+        self.held = BASE                        # whose weights the policy holds
+        self.newest = BASE                      # whose are the newest
+        self.policy = None                      # until they are loaded
+        self.tokenizer = None
         from_rank_0(self._open)
 
     def _open(self):
@@ -1455,7 +1459,8 @@ def imitate_own(run, examples, unseen):
     questions held back likelier. The paper's rate is for thousands of examples; few do not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen), "nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen)}
+    found |= {"nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for k in range(3 if examples and unseen else 0):
         rate = args.bootstrap_lr / 4**k
@@ -1519,7 +1524,8 @@ def own_trees(paths, tokenizer):
 def describe(trees):
     """Of some trees: how many, how many with a right and a valid wrong solution, the mean value of the root,
     tokens a step, and the share of each kind of ending."""
-    endings, total = Counter(), Counter()
+    endings = Counter()
+    total = Counter()
     for tree in trees:
         kinds = tree.endings()
         endings += kinds

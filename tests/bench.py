@@ -84,7 +84,7 @@ class StepEnds:
     def __init__(self, ending, rows):
         self.ending = ending
         self.done = [False] * rows
-        self.rows = [mcts.Row(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
+        self.rows = [mcts.Draft(mcts.Job([]), 0, 0, 0, None, 0) for _ in range(rows)]
 
     def __call__(self, ids, scores, **_):
         for i, newest in enumerate(ids[:, -1].tolist()):
@@ -210,13 +210,13 @@ def start(model, tokenizer, problems, args, before_step=None):
     if args.shape:
         engine.ending = Forced(engine.ending, len(engine.token_hash))
     if before_step:
-        step = engine.step
+        advance = engine.advance
 
         def watched():
             before_step()
-            return step()
+            return advance()
 
-        engine.step = watched
+        engine.advance = watched
     searching = mcts.search(model, tokenizer, problems, tasks.reward, iterations=args.iterations,
                             breadth=args.breadth, seed=args.seed, engine=engine)
     return searching, engine
@@ -326,10 +326,10 @@ class Searched:
         self.context = self.before // self.samples
 
     def count(self):
-        rows = self.engine.schedule.rows
+        drafts = self.engine.schedule.drafts
         self.columns += sum(self.engine.schedule.used().values())
-        self.samples += len(rows)
-        self.before += sum(row.start + len(row.tokens) for row in rows)
+        self.samples += len(drafts)
+        self.before += sum(draft.start + len(draft.tokens) for draft in drafts)
 
     def speed(self):
         seconds = self.peak.seconds
@@ -495,18 +495,18 @@ def memory_over_trees(model, tokenizer, questions, total):
 
 def most_kv(engine):
     """Watch an engine: returns a function that tells the most bytes of KV it has held, live and stored."""
-    step = engine.step
+    advance = engine.advance
     most = 0
 
     def watched():
         nonlocal most
-        done = step()
+        done = advance()
         column = engine.cache.nbytes // engine.cache.columns
         live = column * sum(engine.schedule.used().values())
         most = max(most, engine.store.stored + live)
         return done
 
-    engine.step = watched
+    engine.advance = watched
     return lambda: most
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Precision: log-probs against plain forwards; training on given trees, flag by flag; bad numbers.
 
     python -m pytest -q tests/test_precision.py
