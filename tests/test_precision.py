@@ -74,9 +74,8 @@ def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     tiny.save(folder / "model")
     tiny.save(folder / "other", seed=1)
-    with open(folder / "trees.jsonl", "w") as out:
-        for tree in search(tiny.model()):
-            tasks.write_line(out, tree.record())
+    lines = [tree.to_json() + "\n" for tree in search(tiny.model())]
+    (folder / "trees.jsonl").write_text("".join(lines))
     return folder
 
 

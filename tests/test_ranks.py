@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 import tiny
 import dvo
-import eval as tasks
 import mcts
 from launch import ROOT, Command
 
@@ -193,9 +192,8 @@ def given(tmp_path_factory, inputs):
     solvable = ["Add 3 to 4." + " So double it." * n for n in (1, 2, 4, 12, 40)]
     trees = tiny.search(tiny.model(), solvable, **settings)
     trees += tiny.search(tiny.model(), ["Add 3 to 4."], answer="none", **settings)
-    with open(folder / "trees.jsonl", "w") as out:
-        for tree in trees:
-            tasks.write_line(out, tree.record())
+    lines = [tree.to_json() + "\n" for tree in trees]
+    (folder / "trees.jsonl").write_text("".join(lines))
     return [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4, "--epochs", 3,
             "--questions-per-step", 3, "--micro-tokens", 300]
 
