@@ -607,7 +607,7 @@ def packed_steps(card, policy, trees):
 def padded_seconds(card, policy, trees):
     """Forward and backward of one padded row a path, full logits: as other trainers do."""
 
-    def loss_of(steps, paths):
+    def loss_of(steps):
         errors = [(0.1 * step).square() for row in steps for step in row]
         return sum(errors) / len(errors)
 
