@@ -1075,7 +1075,8 @@ def main():
     print(*table_of_methods(found.get("methods", {})), "", *table_of_claims(found), sep="\n")
     if args.report:
         sizes = {"seeds": len(seeds), "epochs": EPOCHS, "finalists": cells.finalists} | SIZES
-        args.report.write_text(json.dumps({"sizes": sizes} | found | {"sweep": sweep(cells)}, indent=1) + "\n")
+        numbers = {"sizes": sizes} | found | {"sweep": sweep(cells)}
+        args.report.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,59 @@ def test_what_is_a_methods_own_is_tuned_too(tmp_path):
     assert {s.alpha for s in cells.asked} == {0.0, 0.01, 0.1}
 
 
+class MadeUp(reproduce.Cells):
+    """Cells of every kind, in which step-level DVO with the values of the search has the better policy."""
+
+    def each(self, kind, many):
+        return [getattr(self, kind)(s) for s in many]
+
+    def test(self, s):
+        better = s.method == "dvo" and s.beta == 0.1 and s.iterations == 40
+        share = 0.9 if better else 0.6
+        rng = np.random.default_rng(s.seed)
+        return {"right": (rng.random(400) < share).astype(int).tolist()}
+
+    def base(self, s):
+        return self.test(Settings("rft", seed=s.seed))
+
+    def train(self, s):
+        return {"dev": -abs(math.log(s.lr / 1e-4)), "tokens": 1000, "curve": [[0.0, 0.0]]}
+
+    def rewards(self, s):
+        sign = 1 if s.method == "dvo" else -1
+        reward = sign * (1 + s.seed / 10)
+        return {word: {"reward": reward, "target": 1.0, "attainable": 2.0} for word in ("correct", "incorrect")}
+
+    def credit(self, s):
+        learned = 0.8 - s.seed / 100
+        return {"learned": learned, "target": 0.9, "base log-prob": 0.9, "mean log-prob": 0.9, "wrong": 9}
+
+    def values(self, s):
+        states = []
+        for i, fresh in enumerate((0.0, 0.5, 1.0)):
+            place = {"question": "q", "parent": -1, "depth": 0, "fresh": fresh}
+            states.append(place | {"search": fresh, "multiplicity": fresh, "critic": 0.1 * i + s.seed / 10})
+        return {"states": states}
+
+
+def test_the_report_of_made_up_results(tmp_path):
+    """Every part is summarised, every claim has its verdict."""
+    cells = MadeUp(tmp_path)
+    found = reproduce.summarise(cells, reproduce.SEEDS, reproduce.PARTS)
+    assert list(found) == list(reproduce.PARTS)
+    json.dumps(found)
+    rows = list(reproduce.table_of_methods(found["methods"]))[2:]
+    assert len(rows) == 1 + len(reproduce.METHODS)
+    assert not any("not run" in row for row in rows)
+    verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[-1][:-2]
+                for row in list(reproduce.table_of_claims(found))[2:]}
+    assert verdicts["DVO is better than RFT, DPO and KTO on the same trees (Table 1)"] == "reproduced"
+    assert verdicts["correct paths gain implicit reward under DVO and lose it under DPO (Fig. 5)"] == "reproduced"
+    learned = "learned credit finds the first wrong step of held-out solutions (Fig. 6)"
+    assert verdicts[learned] == "opposite"                          # the base's log-prob finds it better
+    assert set(verdicts.values()) <= {"reproduced", "not reproduced", "opposite", "unclear"}
+
+
 def test_auc():
     assert reproduce.auc([1, 2], [3, 4]) == 1 and reproduce.auc([3, 4], [1, 2]) == 0
     assert reproduce.auc([1], [1, 1]) == 0.5 and reproduce.auc([1, 3], [2, 4]) == 0.75
