@@ -53,7 +53,7 @@ class Settings:
     value_lr: float = 1e-3    # of a critic
     alpha: float = 0.01       # of OREO
     beta_1: float = 0.5       # of A*-PO
-    values: str = "search"    # or "multiplicity", "model": what the targets are made of
+    values: str = "search"    # or "multiplicity": equal samples weigh as often as they were drawn
     chain: str = "long"
     base: str = "usual"
     questions: int = 80       # to train on
@@ -185,8 +185,7 @@ def imitate(policy, tokenizer, seed, part, n, skip, lr):
     examples = []
     for p in demonstrated(seed, part, n):
         solution = tokenizer(tasks.demonstrate(p["question"], draw, skip)).input_ids
-        prompt = mcts.build_prompt(tokenizer, p["question"])
-        examples.append(dvo.one_step(prompt, solution + [tokenizer.eos_token_id]))
+        examples.append(dvo.one_step(prompt_of(tokenizer, p), solution + [tokenizer.eos_token_id]))
     dvo.imitate(policy, examples, lr, 16, seed, micro_tokens=2048, name="base")
 
 
@@ -203,8 +202,10 @@ def trees(out, s, part="train"):
     with only_one(path):
         if not path.exists():
             policy, tokenizer = load(base(out, s.seed, s.base))
-            problems = unseen_questions(s.chain, part) if part != "train" else training_questions(
-                s.chain, s.seed, s.questions)
+            if part == "train":
+                problems = training_questions(s.chain, s.seed, s.questions)
+            else:
+                problems = unseen_questions(s.chain, part)
             found = search(policy, tokenizer, problems, replace(s, iterations=most), s.seed)
             new = path.with_suffix(".new")
             new.write_text("".join(tree.to_json() + "\n" for tree in found))
@@ -271,10 +272,10 @@ def evenly(credits):
 
 def ended_paths(tree, n, seed):
     """All of its correct and its incorrect paths."""
-    ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
     found = {1: [], -1: []}
-    for i in ends:
-        found[tree.nodes[i].reward].append(tree.path(i))
+    for i, node in enumerate(tree.nodes):
+        if node.terminal:
+            found[node.reward].append(tree.path(i))
     return found[1], found[-1]
 
 
@@ -697,11 +698,11 @@ def compare(a, b):
 
 
 def bootstrap(a, b, draws=10000):
-    """The same by drawing the questions anew, which are the same for all seeds: [low, high]."""
+    """The 95 % interval of the same, [low, high], with these very seeds, by drawing the questions anew."""
     per_question = (a - b).mean(0)
-    rng = np.random.default_rng(0)
     n = len(per_question)
-    means = [per_question[rng.integers(n, size=n)].mean() for _ in range(draws)]
+    times_drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)    # (draws, n)
+    means = times_drawn @ per_question / n
     return np.quantile(means, [0.025, 0.975]).tolist()
 
 
@@ -940,16 +941,21 @@ def told(row):
 
 
 def table_of_methods(rows):
-    yield "| method | chosen on development questions | accuracy, % | DVO minus it, points [95 %] |"
-    yield "|---|---|---|---|"
+    yield ("| method | chosen on development questions | accuracy, % | DVO minus it, points [95 % over seeds] "
+           "| [95 % over questions] |")
+    yield "|---|---|---|---|---|"
     for name in ("base", *METHODS):
         row = rows.get(name)
         if row is None:
             label = METHODS[name].label if name in METHODS else name
-            yield f"| {label} | not run | not run | not run |"
+            yield f"| {label} | not run | not run | not run | |"
             continue
-        minus = points(row["dvo_minus"]) if "dvo_minus" in row else ""
-        yield f"| {row['label']} | {told(row)} | {percent(row['accuracy'])} | {minus} |"
+        minus = by_question = ""
+        if "dvo_minus" in row:
+            minus = points(row["dvo_minus"])
+            low, high = (100 * end for end in row["bootstrap"])
+            by_question = f"[{low:+.1f}, {high:+.1f}]"
+        yield f"| {row['label']} | {told(row)} | {percent(row['accuracy'])} | {minus} | {by_question} |"
 
 
 def against(*names):
