@@ -964,7 +964,7 @@ def against(*names):
         rows = found["methods"]
         differences = [rows[name]["dvo_minus"] for name in names]
         pairs = [f"{METHODS[name].label} {points(d)}" for name, d in zip(names, differences)]
-        return "minus " + ", ".join(pairs), verdict(*differences)
+        return "DVO minus " + ", ".join(pairs), verdict(*differences)
     return says
 
 
@@ -1025,12 +1025,13 @@ CLAIMS = [
     ("and searching anew at each budget", difference("fig4b", "own paths", "40 minus 10")),
     ("correct paths gain implicit reward under DVO and lose it under DPO (Fig. 5)", signs),
     ("learned credit finds the first wrong step of held-out solutions (Fig. 6)", finds_errors),
-    ("*Not in the paper:* the squared error matters (the same credit in a clipped policy gradient)",
+    ("*Not in the paper:* the squared error is better than a clipped policy gradient with the same credit",
      against("vineppo")),
-    ("the place of the credit matters (permuted within each path; spread evenly over it)",
+    ("the place of the credit matters: DVO is better than with it permuted within a path, or spread evenly",
      against("dvo-permuted", "dvo-even")),
-    ("DVO is better than GRPO's and A*-PO's form on the same trees", against("grpo", "a-star")),
-    ("online too, at equal generated tokens", difference("online", "dvo minus grpo")),
+    ("DVO is better than GRPO's form on the same trees", against("grpo")),
+    ("DVO is better than A*-PO's form on the same trees", against("a-star")),
+    ("DVO is better than GRPO online, at equal generated tokens", difference("online", "dvo minus grpo")),
     ("weighing equal samples as often as they were drawn helps",
      difference("multiplicity", "multiplicity minus merged")),
     ("V of the search is nearer to 64 fresh rollouts than a critic's", values_fit),
