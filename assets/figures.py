@@ -89,8 +89,9 @@ def differences(results):
     low = 10 * (min([*ends, 0]) // 10)
     high = -10 * (-max([*ends, 0]) // 10)
     ticks = range(int(low), int(high) + 1, 10)
-    figure = Figure("DVO minus every other method", "accuracy of DVO minus that of the method, points, with the "
-                    "95 % interval", low, high, ticks, len(order))
+    figure = Figure("DVO minus every other method",
+                    "accuracy of DVO minus that of the method, points, with the 95 % interval over seeds",
+                    low, high, ticks, len(order))
     for y, name in enumerate(order):
         d = {key: 100 * rows[name]["dvo_minus"][key] for key in ("mean", "low", "high")}
         colour = INK if d["low"] <= 0 <= d["high"] else OURS if d["low"] > 0 else OTHER

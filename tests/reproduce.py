@@ -941,8 +941,8 @@ def told(row):
 
 
 def table_of_methods(rows):
-    yield ("| method | chosen on development questions | accuracy, % | DVO minus it, points [95 % over seeds] "
-           "| [95 % over questions] |")
+    yield ("| method | chosen on development questions | accuracy, % | DVO minus it, points [95 % over seeds]"
+           " | [95 % over questions] |")
     yield "|---|---|---|---|---|"
     for name in ("base", *METHODS):
         row = rows.get(name)

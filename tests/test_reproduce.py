@@ -235,7 +235,8 @@ class MadeUp(reproduce.Cells):
     def rewards(self, s):
         sign = 1 if s.method == "dvo" else -1
         reward = sign * (1 + s.seed / 10)
-        return {word: {"reward": reward, "target": 1.0, "attainable": 2.0} for word in ("correct", "incorrect")}
+        row = {"reward": reward, "target": 1.0, "attainable": 2.0}
+        return {"correct": row, "incorrect": row}
 
     def credit(self, s):
         learned = 0.8 - s.seed / 100
@@ -258,13 +259,17 @@ def test_the_report_of_made_up_results(tmp_path):
     rows = list(reproduce.table_of_methods(found["methods"]))[2:]
     assert len(rows) == 1 + len(reproduce.METHODS)
     assert not any("not run" in row for row in rows)
-    verdicts = {row.split(" | ")[0][2:]: row.split(" | ")[-1][:-2]
-                for row in list(reproduce.table_of_claims(found))[2:]}
+    verdicts = {}
+    for row in list(reproduce.table_of_claims(found))[2:]:
+        claim, _, word = row.strip("| ").split(" | ")
+        verdicts[claim] = word
+    words = list(verdicts.values())
     assert verdicts["DVO is better than RFT, DPO and KTO on the same trees (Table 1)"] == "reproduced"
-    assert verdicts["correct paths gain implicit reward under DVO and lose it under DPO (Fig. 5)"] == "reproduced"
-    learned = "learned credit finds the first wrong step of held-out solutions (Fig. 6)"
-    assert verdicts[learned] == "opposite"                          # the base's log-prob finds it better
-    assert set(verdicts.values()) <= {"reproduced", "not reproduced", "opposite", "unclear"}
+    rewards = [claim for claim in verdicts if "(Fig. 5)" in claim]
+    assert [verdicts[claim] for claim in rewards] == ["reproduced"]
+    credit = [claim for claim in verdicts if "(Fig. 6)" in claim]
+    assert [verdicts[claim] for claim in credit] == ["opposite"]    # the base's log-prob finds it better
+    assert set(words) <= {"reproduced", "not reproduced", "opposite", "unclear"}
 
 
 def test_auc():
