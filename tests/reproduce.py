@@ -1024,7 +1024,7 @@ CLAIMS = [
     ("more iterations help (Fig. 4b), on the same paths", difference("fig4b", "same paths", "40 minus 10")),
     ("and searching anew at each budget", difference("fig4b", "own paths", "40 minus 10")),
     ("correct paths gain implicit reward under DVO and lose it under DPO (Fig. 5)", signs),
-    ("learned credit finds the first wrong step of held-out solutions (Fig. 6)", finds_errors),
+    ("learned credit finds the first wrong step (Fig. 6), better than the log-prob of the base does", finds_errors),
     ("*Not in the paper:* the squared error is better than a clipped policy gradient with the same credit",
      against("vineppo")),
     ("the place of the credit matters: DVO is better than with it permuted within a path, or spread evenly",
