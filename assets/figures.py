@@ -1,85 +1,107 @@
 # SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Draw the README's figures from the numbers of tests/reproduce.py: assets/results.json -> assets/*.svg.
 
-    pip install matplotlib                                          # needed here only
     python assets/figures.py
+
+Plain SVG, no package needed. All colours are middle tones, which read on a white and on a black page.
 """
 import json
+from html import escape
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt                                     # noqa: E402
-
 HERE = Path(__file__).resolve().parent
-NAMES = {"base": "base", "dvo": "DVO", "dvo-response": "DVO response", "rft": "RFT", "dpo": "DPO",
-         "step-dpo": "Step-DPO", "kto": "KTO", "oreo": "OREO"}
+INK, OURS, OTHER = "#768390", "#2da44e", "#4184e4"
+WIDTH, LABELS, NUMBERS, ROW, TOP = 760, 230, 130, 24, 10
 
 
-def axes(columns):
-    figure, panels = plt.subplots(1, columns, figsize=(4.6 * columns, 3.3), layout="constrained")
-    for panel in panels if columns > 1 else [panels]:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", alpha=0.3)
-    return figure, panels
+class Figure:
+    """Rows of a quantity on a common axis: on the left what a row is, on the right its number."""
+
+    def __init__(self, title, axis, low, high, ticks, rows):
+        self.title = title
+        self.low = low
+        self.high = high
+        self.bottom = TOP + ROW * rows
+        self.parts = []
+        for tick in ticks:
+            x = self.x(tick)
+            self.line(x, TOP, x, self.bottom, width=0.5 if tick else 1.5)
+            self.text(x, self.bottom + 16, f"{tick:g}", anchor="middle")
+        self.text((LABELS + WIDTH - NUMBERS) / 2, self.bottom + 36, axis, anchor="middle")
+
+    def x(self, value):
+        share = (value - self.low) / (self.high - self.low)
+        return LABELS + share * (WIDTH - LABELS - NUMBERS)
+
+    def line(self, x1, y1, x2, y2, colour=INK, width=1.0):
+        self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+                          f'stroke-width="{width}"/>')
+
+    def dot(self, value, row, colour, radius, opacity=1.0):
+        self.parts.append(f'<circle cx="{self.x(value):.1f}" cy="{self.y(row):.1f}" r="{radius}" '
+                          f'fill="{colour}" fill-opacity="{opacity}"/>')
+
+    def text(self, x, y, words, anchor="start", colour=INK):
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
+                          f'{escape(words)}</text>')
+
+    def y(self, row):
+        return TOP + ROW * (row + 0.5)
+
+    def name(self, row, label, number, colour):
+        self.text(LABELS - 12, self.y(row) + 4, label, anchor="end", colour=colour)
+        self.text(WIDTH - NUMBERS + 12, self.y(row) + 4, number, colour=colour)
+
+    def save(self, path):
+        height = self.bottom + 46
+        head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+                f'height="{height}" font-family="system-ui, sans-serif" font-size="13" role="img">'
+                f'<title>{escape(self.title)}</title>')
+        path.write_text("\n".join([head, *self.parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
-def objectives(results):
-    """Table 1: accuracy of each objective on the same trees."""
-    figure, panels = axes(len(results["table1"]))
-    for panel, (chain, rows) in zip(panels, results["table1"].items()):
-        shown = {m: rows[m]["test"] for m in NAMES if m in rows and rows[m]["test"]}
-        for x, (method, test) in enumerate(shown.items()):
-            panel.bar(x, 100 * test["mean"], color="tab:green" if "dvo" in method else "tab:gray", alpha=0.6)
-            panel.plot([x] * len(test["each"]), [100 * v for v in test["each"]], "k.", markersize=4)
-        panel.set_xticks(range(len(shown)), [NAMES[m] for m in shown], rotation=35, ha="right")
-        panel.set_title(f"{chain} chains", fontsize=10)
-        panel.set_ylim(0, 100)
-    panels[0].set_ylabel("accuracy, %; a dot a seed")
+def colour_of(name):
+    return {"dvo": OURS, "base": INK}.get(name, OTHER)
+
+
+def methods(results):
+    """Accuracy of every method: a small dot a seed, a large one their mean."""
+    rows = {name: row for name, row in results["methods"].items() if "accuracy" in row}
+    order = sorted(rows, key=lambda name: -rows[name]["accuracy"]["mean"])
+    figure = Figure("Accuracy of every method on the same trees",
+                    "accuracy on test questions, %; a small dot is a seed, a large one the mean of the seeds",
+                    0, 100, range(0, 101, 20), len(order))
+    for y, name in enumerate(order):
+        accuracy = rows[name]["accuracy"]
+        for value in accuracy["each"]:
+            figure.dot(100 * value, y, colour_of(name), 3, opacity=0.45)
+        figure.dot(100 * accuracy["mean"], y, colour_of(name), 6)
+        number = f"{100 * accuracy['mean']:.1f} ± {100 * accuracy['se']:.1f}"
+        figure.name(y, rows[name]["label"], number, colour_of(name))
     return figure
 
 
-def settings(results):
-    """Fig. 4: beta and iterations; Fig. 7: step minus response level."""
-    figure, (beta, iterations, level) = axes(3)
-    for panel, part, label in (beta, "fig4a", "beta"), (iterations, "fig4b", "search iterations"):
-        rows = {float(x.removeprefix("long, ").split()[0]): row.get("test", row)
-                for x, row in results.get(part, {}).items() if "short" not in x}
-        panel.errorbar(list(rows), [100 * r["mean"] for r in rows.values()],
-                       [100 * r["se"] for r in rows.values()], marker="o", capsize=3, color="tab:green")
-        panel.set_xscale("log")
-        panel.set_xticks(list(rows), [f"{x:g}" for x in rows], minor=False)
-        panel.set_xticks([], minor=True)
-        panel.set_xlabel(label)
-    beta.set_ylabel("accuracy, %, and standard error")
-    for y, (name, row) in enumerate(sorted(results.get("fig7", {}).items())):
-        difference = row["step minus response"]
-        level.plot([100 * v for v in difference["each"]], [y] * len(difference["each"]), "k.", markersize=4)
-        level.plot([100 * difference["mean"]], [y], "o", color="tab:green")
-    level.set_yticks(range(len(results.get("fig7", {}))), sorted(results.get("fig7", {})), fontsize=8)
-    level.axvline(0, color="black", linewidth=0.8)
-    level.set_xlabel("step minus response level, points; a dot a seed")
-    return figure
-
-
-def rewards(results):
-    """Fig. 5: implicit rewards during training."""
-    figure, panels = axes(2)
-    for panel, (method, part) in zip(panels, results["fig5"].items()):
-        steps = [5 * i for i in range(len(part["curve"]))]
-        for column, (name, colour) in enumerate((("correct", "tab:green"), ("incorrect", "tab:red"))):
-            panel.plot(steps, [row[column] for row in part["curve"]], color=colour, label=f"{name} paths")
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_title(f"{NAMES[method]}, learning rate {part['lr']:g}", fontsize=10)
-        panel.set_xlabel("optimiser step")
-    panels[0].set_ylabel("beta log(pi / pi_ref) of a path")
-    panels[0].legend(frameon=False)
+def differences(results):
+    """DVO minus every other method, with the 95 % interval over seeds."""
+    rows = {name: row for name, row in results["methods"].items() if "dvo_minus" in row}
+    order = sorted(rows, key=lambda name: rows[name]["dvo_minus"]["mean"])
+    ends = [100 * rows[name]["dvo_minus"][end] for name in order for end in ("low", "high")]
+    low = 10 * (min([*ends, 0]) // 10)
+    high = -10 * (-max([*ends, 0]) // 10)
+    ticks = range(int(low), int(high) + 1, 10)
+    figure = Figure("DVO minus every other method",
+                    "accuracy of DVO minus that of the method, points, with the 95 % interval over seeds",
+                    low, high, ticks, len(order))
+    for y, name in enumerate(order):
+        d = {key: 100 * rows[name]["dvo_minus"][key] for key in ("mean", "low", "high")}
+        colour = INK if d["low"] <= 0 <= d["high"] else OURS if d["low"] > 0 else OTHER
+        figure.line(figure.x(d["low"]), figure.y(y), figure.x(d["high"]), figure.y(y), colour, 2)
+        figure.dot(d["mean"], y, colour, 5)
+        figure.name(y, rows[name]["label"], f"{d['mean']:+.1f}", colour)
     return figure
 
 
 if __name__ == "__main__":
-    matplotlib.rcParams.update({"svg.hashsalt": "dvo", "font.size": 9})     # same numbers, same file
-    results = json.loads((HERE / "results.json").read_text())
-    for draw in objectives, settings, rewards:
-        draw(results).savefig(HERE / f"{draw.__name__}.svg", metadata={"Date": None})
+    numbers = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    for draw in methods, differences:
+        draw(numbers).save(HERE / f"{draw.__name__}.svg")

@@ -2,16 +2,19 @@
 """The paper's tables and figures in miniature: every objective on the same trees, on chains of arithmetic.
 
     python tests/reproduce.py --out CELLS                       # all; can be stopped and continued
-    python tests/reproduce.py --out CELLS --only table1 fig7    # some
-    python tests/reproduce.py --out CELLS --quick               # 2 seeds, table 1 and fig. 6 only
-    python tests/reproduce.py --out CELLS --report assets/results.json      # summarise what is done
+    python tests/reproduce.py --out CELLS --only methods fig7   # some of PARTS, in this order
+    python tests/reproduce.py --out CELLS --quick               # two seeds, four methods, nothing tuned
+    python tests/reproduce.py --out CELLS --report assets/results.json      # what is done; README's tables
 
-A *cell* is one training (or one measurement) with all its settings; it becomes a JSON file in CELLS when done
-and is skipped when present. For each seed there is one base model, trained like the demo's on chains of 3 to
-9 operations, whose demonstrations skip steps; and for each seed and chain length one set of trees, on which
-every objective trains. Learning rates come from one grid for all, chosen on long chains by the mean accuracy
-of two seeds on development questions, and kept for other chains and settings; what is reported is accuracy on
-other questions, which chose nothing.
+A *cell* is one piece of work with all its Settings: it becomes a JSON file in CELLS when done, and is not
+done again. Each seed has a base of its own, trained like the demo's, whose demonstrations skip steps, and for
+each chain length one set of trees, on which every method trains.
+
+Every method is tuned alike, by accuracy on development questions: all rates of one grid with two seeds, more
+of them while the best lies at the edge; at the best the other beta, where there is one, and what else is
+the method's own, one setting after the other; then the best few of all (--finalists) with all seeds, of which
+the best is tested. The test asks other questions, which chose nothing, are in no training set and no base's,
+and are the same for all seeds.
 """
 import argparse
 import concurrent.futures
@@ -22,8 +25,11 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import sys
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +40,113 @@ import dvo                                                          # noqa: E402
 import eval as tasks                                                # noqa: E402
 import mcts                                                         # noqa: E402
 
-CHAINS = {"short": (3, 6, 8), "long": (5, 7, 8), "longest": (7, 9, 10)}     # operations from, to; tree depth
-METHODS = ["dvo", "dvo-response", "rft", "dpo", "step-dpo", "kto", "oreo"]
-RATES = [3e-6, 9e-6, 3e-5, 1e-4, 3e-4, 1e-3]    # the common grid, widened where the best lies at its edge
+# ---------------------------------------------------------------- what is compared
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a cell depends on, and so is named by."""
+    method: str = "dvo"
+    seed: int = 0
+    lr: float = 3e-4
+    beta: float = 0.1
+    value_lr: float = 1e-3    # of a critic
+    alpha: float = 0.01       # of OREO
+    beta_1: float = 0.5       # of A*-PO
+    values: str = "search"    # or "multiplicity": equal samples weigh as often as they were drawn
+    chain: str = "long"
+    base: str = "usual"
+    questions: int = 80       # to train on
+    rounds: int = 1           # over which they are divided; each searches with the policy as it is then
+    iterations: int = 40      # of the search
+    paths_of: int = 0         # the paths of fewer iterations with the values of all; 0: of all
+    paths: int = 4            # correct, and incorrect, ones a question
+    breadth: int = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective of dvo.py, and what is changed in what it trains on."""
+    label: str
+    objective: str
+    level: str = "step"
+    has_beta: bool = True
+    own: tuple = ()           # (setting, values): what is tuned besides rate and beta
+
+    @property
+    def also(self):
+        """(setting, values) that are tried at the best rate."""
+        return ((("beta", (0.03,)),) if self.has_beta else ()) + self.own
+
+
+METHODS = {
+    "dvo": Method("DVO", "dvo"),
+    "dvo-even": Method("DVO, credit spread evenly", "dvo"),
+    "dvo-permuted": Method("DVO, credits permuted", "dvo"),
+    "vineppo": Method("VinePPO's form", "vineppo", has_beta=False),
+    "grpo": Method("GRPO's form", "grpo", has_beta=False),
+    "kto": Method("KTO", "kto"),
+    "rft": Method("RFT", "rft", has_beta=False),
+    "dpo": Method("DPO", "dpo"),
+    "oreo": Method("OREO", "oreo", own=(("value_lr", (3e-4, 3e-3)), ("alpha", (0.0, 0.1)))),
+    "step-dpo": Method("Step-DPO", "step-dpo"),
+    "dvo-response": Method("DVO, response level", "dvo", "response"),
+    "a-star": Method("A*-PO's form", "dvo", "response", own=(("beta_1", (0.25, 1.0)),)),
+    "dvo-model": Method("DVO, value-model targets", "dvo", own=(("value_lr", (3e-4, 3e-3)),)),
+}
+CHAINS = {"short": (3, 4), "long": (5, 6)}                          # operations from, to
+GRID = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]       # of rates
+FIRST = slice(3, 6)                                                 # of them are tried in any case
+SEEDS = [0, 1, 2, 3, 4]
 TUNING_SEEDS = 2
-CHOSEN = {"dvo": 1e-4, "dvo-response": 1e-4, "rft": 1e-4, "dpo": 9e-6, "step-dpo": 9e-6, "kto": 3e-4,
-          "oreo": 1e-4}                                             # by the full comparison
-DEFAULTS = dict(chain="long", method="dvo", lr=1e-4, beta=0.1, paths=4, iterations=40, breadth=5, rounds=1,
-                targets="search", value_lr=1e-3, questions=200, examples_of=None)
+DEPTH = 8
+EPOCHS = 3
+QUESTIONS_PER_STEP = 4
+MICRO_TOKENS = 4096
+MAX_NEW_TOKENS = 96
+
+# ---------------------------------------------------------------- questions
+
+# (demonstrations, how often one skips a step, rate): first the arithmetic, then the fault
+USUAL = [(7000, 0.0, 3e-3), (6000, 0.25, 2e-3), (3000, 0.25, 1e-3), (4000, 0.25, 1e-3)]
+PARTS_OF_BASE = {"usual": USUAL,
+                 "weak": [*USUAL, (2000, 0.6, 1e-3)],               # these two start from the usual one
+                 "strong": [*USUAL, (2000, 0.05, 1e-3)]}
+SIZES = {"dev": 100, "test": 400, "held": 60}                       # held: whose wrong solutions are scored
+
+
+def demonstrated(seed, part, n):
+    """The questions of one part of a base's training."""
+    return tasks.arithmetic(n, f"base part {part} {seed}", 3, 6)
+
+
+@functools.cache
+def trained_on():
+    """All questions that any base or any training of any seed has seen."""
+    seen = set()
+    for seed in SEEDS:
+        for part, (n, _, _) in enumerate(PARTS_OF_BASE["weak"]):
+            seen |= {p["question"] for p in demonstrated(seed, part, n)}
+        for chain in CHAINS:
+            seen |= {p["question"] for p in training_questions(chain, seed, 200)}
+    return seen
+
+
+def training_questions(chain, seed, n):
+    return tasks.arithmetic(n, f"train {seed}", *CHAINS[chain])
+
+
+@functools.cache
+def unseen_questions(chain, part):
+    """The "dev", "test" or "held" questions of a chain length: nobody has trained on them, and none is in two
+    parts."""
+    seen = set(trained_on())
+    for name, n in SIZES.items():
+        drawn = tasks.arithmetic(2 * n, name, *CHAINS[chain])
+        own = [p for p in drawn if p["question"] not in seen][:n]
+        if name == part:
+            return own
+        seen |= {p["question"] for p in own}
 
 
 # ---------------------------------------------------------------- bases and trees, shared by the cells
@@ -55,44 +160,280 @@ def only_one(path):
         yield
 
 
-def base(out, seed):
-    folder = out / f"base{seed}"
-    with only_one(folder):
-        if not folder.exists():
-            dvo.make_base(folder, seed, torch.device("cpu"), low=3, high=9)
-    return folder
-
-
 def load(folder):
     return dvo.load_policy(str(folder), torch.device("cpu"), "float32")
 
 
-def questions(chain, part, n, seed):
-    low, high, _ = CHAINS[chain]
-    return tasks.arithmetic(n, f"{part} {seed}", low, high)
+def base(out, seed, kind):
+    """The folder of a base, made once. A weak or strong one is the usual one, trained further."""
+    folder = out / f"base-{kind}-{seed}"
+    first = 0 if kind == "usual" else len(USUAL)
+    start = base(out, seed, "usual") if first else out / f"random{seed}"
+    with only_one(folder):
+        if not folder.exists():
+            if not first:
+                dvo.random_model(start, seed)
+            policy, tokenizer = load(start)
+            for part, (n, skip, lr) in list(enumerate(PARTS_OF_BASE[kind]))[first:]:
+                imitate(policy, tokenizer, seed, part, n, skip, lr)
+            dvo.save_model(policy, tokenizer, folder)
+    return folder
 
 
-def search(policy, tokenizer, problems, chain, seed, iterations, breadth):
-    trees = mcts.search(policy, tokenizer, problems, tasks.reward, iterations=iterations, breadth=breadth,
-                        depth=CHAINS[chain][2], max_step_tokens=32, slots=64, seed=seed)
-    return sorted(trees, key=lambda tree: tree.question)
+def imitate(policy, tokenizer, seed, part, n, skip, lr):
+    draw = random.Random(f"base part {part} {seed}")
+    examples = []
+    for p in demonstrated(seed, part, n):
+        solution = tokenizer(tasks.demonstrate(p["question"], draw, skip)).input_ids
+        examples.append(dvo.one_step(prompt_of(tokenizer, p), solution + [tokenizer.eos_token_id]))
+    dvo.imitate(policy, examples, lr, 16, seed, micro_tokens=2048, name="base")
 
 
-def trees(out, seed, chain, iterations, breadth, questions_=200):
-    """The trees of a base: searched once, then read from a file."""
-    path = out / f"trees-{seed}-{chain}-{iterations}-{breadth}-{questions_}.jsonl"
+def search(policy, tokenizer, problems, s, seed):
+    found = mcts.search(policy, tokenizer, problems, tasks.reward, iterations=s.iterations, breadth=s.breadth,
+                        depth=DEPTH, max_step_tokens=32, slots=64, seed=seed)
+    return sorted(found, key=lambda tree: tree.question)
+
+
+def trees(out, s, part="train"):
+    """The trees of a base, searched once with 80 iterations at least and kept in a file."""
+    most = max(80, s.iterations) if s.breadth == 5 else s.iterations
+    path = out / f"trees-{part}-{s.chain}-{s.base}-{s.seed}-{most}-{s.breadth}-{s.questions}.jsonl"
     with only_one(path):
         if not path.exists():
-            policy, tokenizer = load(base(out, seed))
-            problems = questions(chain, "train", questions_, seed)
-            found = search(policy, tokenizer, problems, chain, seed, iterations, breadth)
+            policy, tokenizer = load(base(out, s.seed, s.base))
+            if part == "train":
+                problems = training_questions(s.chain, s.seed, s.questions)
+            else:
+                problems = unseen_questions(s.chain, part)
+            found = search(policy, tokenizer, problems, replace(s, iterations=most), s.seed)
             new = path.with_suffix(".new")
             new.write_text("".join(tree.to_json() + "\n" for tree in found))
             new.rename(path)
-    return list(mcts.read_trees(path))
+    return [cut(tree, s.iterations) for tree in mcts.read_trees(path)]
 
 
-# ---------------------------------------------------------------- what is true in this task
+def cut(tree, iterations):
+    """The tree as it was after so many iterations; indices stay, since a search only appends."""
+    parents = dict.fromkeys(node.parent for node in tree.nodes[1:])         # in the order of expansion
+    expanded = set(itertools.islice(parents, iterations))
+    younger = mcts.Tree(tree.question, tree.answer, tree.prompt, tree.config)
+    for node in tree.nodes[1:]:
+        if node.parent in expanded:
+            i = younger.add(replace(node, visits=0, value=0.0, children=[]))
+            if node.terminal:
+                mcts.backup(younger, i)
+    return younger
+
+
+# ---------------------------------------------------------------- changes of what is trained on
+
+
+def weighed(tree, of_outcome=float):
+    """For each node the mean of of_outcome(reward) below it, every action weighing as often as it was drawn:
+    what the policy itself expects there. None where no outcome is known."""
+    means = [None] * len(tree.nodes)
+    for i, node in reversed(list(enumerate(tree.nodes))):
+        known = [j for j in node.children if means[j] is not None]
+        if node.terminal:
+            means[i] = of_outcome(node.reward)
+        elif known:
+            counts = [tree.nodes[j].count for j in known]
+            means[i] = float(np.average([means[j] for j in known], weights=counts))
+    return means
+
+
+def soft_value(tree, beta_1):
+    """V* of A*-PO: beta_1 log mean exp(r / beta_1) over the solutions, weighed as they were drawn."""
+    mean = weighed(tree, lambda reward: math.exp(reward / beta_1))[0]
+    return beta_1 * math.log(mean)
+
+
+def apart(tree, paths, rearrange):
+    """A tree in which each of `paths` has nodes of its own, and values by which the credits along it are
+    rearrange(its credits). Their sum must stay."""
+    new = mcts.Tree(tree.question, tree.answer, tree.prompt, tree.config)
+    new.nodes[0].value = tree.nodes[0].value
+    for path in paths:
+        parent = 0
+        for i, credit in zip(path, rearrange([tree.credit(i) for i in path])):
+            value = new.nodes[parent].value + credit
+            parent = new.add(replace(tree.nodes[i], parent=parent, value=value, children=[]))
+    return new
+
+
+def evenly(credits):
+    """
+    >>> evenly([0.5, 0.0, 1.0])
+    [0.5, 0.5, 0.5]
+    """
+    return [sum(credits) / len(credits)] * len(credits)
+
+
+def ended_paths(tree, n, seed):
+    """All of its correct and its incorrect paths."""
+    found = {1: [], -1: []}
+    for i, node in enumerate(tree.nodes):
+        if node.terminal:
+            found[node.reward].append(tree.path(i))
+    return found[1], found[-1]
+
+
+def make_example(tree, s, source=None):
+    """The Example of a tree for the method of `s`, or None. source: the tree whose paths are trained on, a
+    younger one of the same search."""
+    source = source or tree
+    method = METHODS[s.method]
+    choose = dvo.OBJECTIVES[method.objective]
+    if s.method == "grpo" and s.rounds > 1:
+        choose = ended_paths                                        # the group is all responses
+    if s.method in ("dvo-even", "dvo-permuted"):
+        rng = dvo.generator(s.seed, "permuted", tree.question)
+
+        def permuted(credits):
+            return rng.permutation(credits).tolist()
+
+        rearrange = evenly if s.method == "dvo-even" else permuted
+        right, wrong = dvo.draw_paths(source, s.paths, s.seed)
+        tree = source = apart(tree, right + wrong, rearrange)
+        choose = ended_paths
+    example = dvo.make_example(source, s.paths, s.seed, choose=choose)
+    if example is None:
+        return None
+    values = [node.value for node in tree.nodes]
+    if s.values == "multiplicity":
+        values = [mean or 0.0 for mean in weighed(tree)]
+    if s.method == "a-star":
+        values[0] = soft_value(tree, s.beta_1)
+    example.take_values(torch.tensor(values[:len(example.value)], dtype=torch.float32))
+    return example
+
+
+# ---------------------------------------------------------------- cells: training and testing
+
+
+def train_cell(out, s):
+    """Train from the base; accuracy on development questions. Weights are kept for what is measured later."""
+    policy, tokenizer = load(base(out, s.seed, s.base))
+    found = {"tokens": 0, "examples": 0, "curve": []}
+    for r in range(s.rounds):
+        grown, tokens = drawn_trees(out, policy, tokenizer, s, r)
+        examples = [make_example(t, s, cut(t, s.paths_of) if s.paths_of else None) for t in grown]
+        examples = [e for e in examples if e]
+        entries = train(policy, examples, grown, s)
+        found["tokens"] += tokens
+        found["examples"] += len(examples)
+        found["curve"] += [[e["rewards/chosen"], e["rewards/rejected"]] for e in entries[::5] + entries[-1:]]
+    path = weights_path(out, s)
+    torch.save(policy.state_dict(), path.with_suffix(".new"))
+    path.with_suffix(".new").rename(path)
+    return found | {"dev": float(np.mean(answers(policy, tokenizer, unseen_questions(s.chain, "dev"))))}
+
+
+def drawn_trees(out, policy, tokenizer, s, r):
+    """What is learnt from in round r, and how many tokens were drawn for it. GRPO over rounds samples plain
+    responses, of as many tokens as the search draws with the base."""
+    if s.rounds == 1:
+        grown = trees(out, s)
+        return grown, sum(map(tokens_of, grown))
+    problems = training_questions(s.chain, s.seed, s.questions)[r::s.rounds]
+    if s.method != "grpo":
+        grown = search(policy, tokenizer, problems, s, s.seed + r)
+        return grown, sum(map(tokens_of, grown))
+    asked = {p["question"] for p in problems}
+    budget = sum(tokens_of(tree) for tree in trees(out, s) if tree.question in asked)
+    bundles = [mcts.Tree(p["question"], p["answer"], prompt_of(tokenizer, p)) for p in problems]
+    tokens = 0
+    for again in itertools.count():
+        if tokens >= budget:
+            return bundles, tokens
+        drawn = mcts.sample(policy, tokenizer, [tree.prompt for tree in bundles], n=8,
+                            max_new_tokens=MAX_NEW_TOKENS, seed=1000 * s.seed + 100 * r + again)
+        for tree, samples in zip(bundles, drawn):
+            for sample in samples:
+                reward = tasks.reward(sample.text, tree.answer)
+                tree.add(mcts.Node(parent=0, tokens=sample.tokens, logprob=sample.logprob, visits=1,
+                                   value=reward, reward=reward, terminal=True))
+                tokens += len(sample.tokens)
+
+
+def prompt_of(tokenizer, problem):
+    return mcts.build_prompt(tokenizer, problem["question"])
+
+
+def tokens_of(tree):
+    """How many tokens its search drew; equal samples count as often as they were drawn."""
+    return sum(node.count * len(node.tokens) for node in tree.nodes)
+
+
+def train(policy, examples, grown, s):
+    """Train `policy` on `examples`, and a critic on the trees where one is asked for; the log."""
+    method = METHODS[s.method]
+    steps = dvo.schedule(len(examples), EPOCHS, QUESTIONS_PER_STEP, s.seed)
+    dvo.add_reference(policy, examples, MICRO_TOKENS)
+    learners = [dvo.Learner(policy, s.lr)]
+    pairs = []
+    if method.objective == "kto":
+        pairs = dvo.mismatched(examples, steps, mcts.context_length(policy), s.seed)
+        dvo.add_reference(policy, list(itertools.chain(*pairs)), MICRO_TOKENS)
+    if method.objective == "oreo":
+        learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
+    if s.method == "dvo-model":
+        critic = value_model(policy, grown, s)
+        values = dvo.forward_all(critic, examples, "values", MICRO_TOKENS)
+        for e, value in zip(examples, values):
+            e.take_values(value)
+
+    def of_step(step):
+        return {"z0": dvo.reference_point(policy, pairs[step], MICRO_TOKENS)} if pairs else {}
+
+    entries = []
+    loss_fn = functools.partial(dvo.objective_loss, method.objective, beta=s.beta, level=method.level,
+                                alpha=s.alpha)
+    dvo.train(learners, examples, loss_fn, steps, micro_tokens=MICRO_TOKENS, beta=s.beta, of_step=of_step,
+              log=lambda **entry: entries.append(entry))
+    return entries
+
+
+def value_model(policy, grown, s):
+    """An outcome value model of the policy, trained on paths drawn evenly from the trees."""
+    critic = dvo.make_critic(policy)
+    valued = [dvo.make_example(tree, s.paths, s.seed, True, dvo.any_paths) for tree in grown]
+    valued = [e for e in valued if e]
+    steps = dvo.schedule(len(valued), EPOCHS, QUESTIONS_PER_STEP, s.seed)
+    dvo.train([dvo.Learner(critic, s.value_lr)], valued, dvo.critic_loss, steps, micro_tokens=MICRO_TOKENS)
+    return critic
+
+
+def answers(policy, tokenizer, problems):
+    """Whether one response to each problem, at temperature 0.7, is right."""
+    prompts = [prompt_of(tokenizer, p) for p in problems]
+    drawn = mcts.sample(policy, tokenizer, prompts, temperature=0.7, max_new_tokens=MAX_NEW_TOKENS)
+    return [tasks.grade(sample.text, p["answer"]) for p, [sample] in zip(problems, drawn)]
+
+
+def weights_path(out, s):
+    return out / "weights" / f"{name_of('train', s)}.pt"
+
+
+def trained(out, s):
+    """(policy, tokenizer) of a training that is done."""
+    policy, tokenizer = load(base(out, s.seed, s.base))
+    policy.load_state_dict(torch.load(weights_path(out, s)))
+    return policy, tokenizer
+
+
+def test_cell(out, s):
+    problems = unseen_questions(s.chain, "test")
+    return {"right": list(map(int, answers(*trained(out, s), problems)))}
+
+
+def base_cell(out, s):
+    problems = unseen_questions(s.chain, "test")
+    return {"right": list(map(int, answers(*load(base(out, s.seed, s.base)), problems)))}
+
+
+# ---------------------------------------------------------------- cells: measurements
 
 
 def follow(question, texts):
@@ -103,7 +444,10 @@ def follow(question, texts):
     [(True, 1), (False, 2)]
     """
     start, *chain = question.removesuffix(".").split(". ")
-    value, at, fine, judged = int(start.split()[-1]), 0, True, []
+    value = int(start.split()[-1])
+    at = 0                                                          # operations done
+    fine = True                                                     # so far
+    judged = []
     for text in texts:
         found = re.fullmatch(r"(\d+)((?: [-+*] \d+)+) = (\d+)\.", text.strip())
         operations = re.findall(r" ([-+*]) (\d+)", found[2]) if found else []
@@ -116,386 +460,631 @@ def follow(question, texts):
         if found:
             fine = fine and int(found[3]) == value
         else:                                                       # the final answer, or nonsense
-            fine = fine and at == len(chain) and text.strip() == f"{mcts.MARKER} {value}"
+            fine = fine and at == len(chain) and text.strip() == f"{tasks.MARKER} {value}"
         judged.append((fine, len(operations)))
     return judged
 
 
-def kind(tree, path):
-    """Of a correct path: "clean" (one right operation a step), "skipping" (right, but several at once), or
-    "lucky" (a wrong step, yet the right answer)."""
-    judged = follow(tree.question, [tree.nodes[i].text for i in path])
-    if not all(fine for fine, _ in judged):
-        return "lucky"
-    return "skipping" if any(n > 1 for _, n in judged) else "clean"
+def rewards_cell(out, s):
+    """Fig. 5: implicit reward of the paths of the training trees at the end, by outcome, with its target and
+    the most that is attainable, which is -beta log pi_ref."""
+    policy, _ = trained(out, s)
+    examples = [e for tree in trees(out, s) if (e := dvo.make_example(tree, s.paths, s.seed))]
+    after = dvo.forward_all(policy, examples, "rewards", MICRO_TOKENS)
+    rows = {True: [], False: []}
+    for e, logprobs in zip(examples, after):
+        for on_path, correct in zip(e.path, e.correct.tolist()):
+            reward = s.beta * on_path @ (logprobs - e.reference)
+            attainable = -s.beta * on_path @ e.reference
+            rows[correct].append([float(reward), float(on_path @ e.credit), float(attainable)])
+    names = "reward", "target", "attainable"
+    return {word: dict(zip(names, np.mean(rows[correct], 0).tolist()), paths=len(rows[correct]))
+            for word, correct in (("correct", True), ("incorrect", False))}
+
+
+def first_errors(tree, paths):
+    """(index, whether it is right) of the steps of incorrect paths up to the first wrong one."""
+    for path in paths:
+        judged = follow(tree.question, [tree.nodes[i].text for i in path])
+        for i, (fine, _) in zip(path, judged):
+            yield i, fine
+            if not fine:
+                break
+
+
+def credit_cell(out, s):
+    """Fig. 6: how well the credit that a policy has learnt, beta * log-ratio, tells the first wrong step of
+    an incorrect solution from the right ones before it, on questions that nobody has trained on; beside
+    it the search's own credit there and the log-prob of the base."""
+    policy, _ = trained(out, s)
+    scores = {name: {True: [], False: []} for name in ("learned", "target", "base log-prob", "mean log-prob")}
+    for tree in trees(out, replace(s, questions=SIZES["held"]), "held"):
+        paths = dvo.draw_paths(tree, 4, s.seed)[1]
+        if not paths:
+            continue
+        with torch.no_grad():
+            logprobs = dvo.step_logprobs(policy, dvo.pack(tree, paths)).tolist()
+        for i, fine in first_errors(tree, paths):
+            node = tree.nodes[i]
+            scores["learned"][fine].append(logprobs[i] - node.logprob)
+            scores["target"][fine].append(tree.credit(i))
+            scores["base log-prob"][fine].append(node.logprob)
+            scores["mean log-prob"][fine].append(math.log(node.prior))
+    wrong = len(scores["learned"][False])
+    return {name: auc(pair[False], pair[True]) for name, pair in scores.items()} | {"wrong": wrong}
 
 
 def auc(bad, good):
     """Probability that a random bad one scores lower than a random good one, ties counting half."""
-    bad, good = np.sort(bad), np.asarray(good)
-    below, up_to = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
-    return float(((below + up_to) / 2).mean() / len(bad))
+    bad = np.sort(bad)
+    below = np.searchsorted(bad, good, "left")
+    up_to = np.searchsorted(bad, good, "right")
+    return float(np.mean((below + up_to) / 2) / len(bad))
 
 
-# ---------------------------------------------------------------- cells
+def values_cell(out, s, questions=8, rollouts=64):
+    """V of the search (as it is, and weighed as drawn) and of the critic against the mean outcome of fresh
+    rollouts from the same states: the root, and the inner states of depth 1 and 2 with an outcome."""
+    policy, tokenizer = load(base(out, s.seed, s.base))
+    grown = trees(out, s)
+    critic = value_model(policy, grown, s)
+    found = []
+    for tree in grown[:questions]:
+        nodes = tree.nodes
+        states = [i for i, node in enumerate(nodes) if node.depth <= 2 and node.visits and not node.terminal]
+        with torch.no_grad():
+            by_critic = critic(packs=[dvo.pack(tree, [tree.path(i) for i in states])])[0].tolist()
+        by_count = weighed(tree)
+        said = [[token for j in tree.path(i) for token in nodes[j].tokens] for i in states]
+        texts = ["".join(nodes[j].text for j in tree.path(i)) for i in states]
+        drawn = mcts.sample(policy, tokenizer, [tree.prompt + tokens for tokens in said], n=rollouts,
+                            max_new_tokens=MAX_NEW_TOKENS, seed=s.seed)
+        for i, text, samples in zip(states, texts, drawn):
+            outcomes = [tasks.reward(text + sample.text, tree.answer) for sample in samples]
+            place = {"question": tree.question, "node": i, "parent": nodes[i].parent, "depth": nodes[i].depth}
+            value = {"fresh": float(np.mean(outcomes)), "search": nodes[i].value}
+            found.append(place | value | {"multiplicity": by_count[i], "critic": by_critic[i]})
+    return {"states": found}
 
 
-def accuracy(policy, tokenizer, chain, part, n, trials):
-    def sample(asked, n):
-        prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in asked]
-        return mcts.stream(policy, tokenizer, prompts, n=n, temperature=0.7, max_new_tokens=128)
-
-    problems = questions(chain, part, n, seed=0)                    # the same for all seeds
-    return tasks.evaluate(sample, problems, trials=trials)["accuracy"]
+KINDS = {"base": base_cell, "train": train_cell, "test": test_cell, "rewards": rewards_cell,
+         "credit": credit_cell, "values": values_cell}
 
 
-def evaluated(policy, tokenizer, chain):
-    return {"dev": accuracy(policy, tokenizer, chain, "dev", 200, 1),
-            "test": accuracy(policy, tokenizer, chain, "test", 300, 2)}
+# ---------------------------------------------------------------- running cells
 
 
-def base_cell(out, seed, chain):
-    return evaluated(*load(base(out, seed)), chain)
+class Missing(Exception):
+    """A cell that a report needs has not been run."""
 
 
-def train_cell(out, seed, **settings):
-    """Train one method from the base of `seed`; accuracy, and what happened to the implicit rewards."""
-    s = argparse.Namespace(**DEFAULTS | settings)
-    objective, _, level = s.method.partition("-r")                  # dvo-response
-    level = "response" if level else "step"
-    choose = dvo.OBJECTIVES[objective]
-    policy, tokenizer = load(base(out, seed))
-    for r in range(s.rounds):
-        if s.rounds == 1:
-            grown = trees(out, seed, s.chain, s.iterations, s.breadth, s.questions)
-        else:                                                       # small rounds share the questions
-            part = questions(s.chain, "train", s.questions, seed)[r::s.rounds]
-            grown = search(policy, tokenizer, part, s.chain, seed + r, s.iterations, s.breadth)
-        source = grown                                              # more iterations continue the same tree:
-        if s.examples_of:                                           # paths of few, with the values of all
-            source = trees(out, seed, s.chain, s.examples_of, s.breadth, s.questions)
-        made = [dvo.make_example(t, s.paths, seed, choose=choose) for t in source]
-        kept, examples = zip(*[(t, e) for t, e in zip(grown, made) if e])
-        if s.examples_of:
-            for t, e in zip(kept, examples):
-                e.take_values(torch.tensor([node.value for node in t.nodes[:len(e.value)]]))
-        entries = train(policy, grown, examples, objective, level, seed, s)
-    result = evaluated(policy, tokenizer, s.chain) | {
-        "questions": len(examples), "paths": sum(len(e.path) for e in examples),
-        "curve": [[e["rewards/chosen"], e["rewards/rejected"]] for e in entries[::5] + entries[-1:]]}
-    if choose is dvo.draw_paths or objective == "dpo":
-        result |= rewards(policy, kept, examples, s.beta)
-    return result
+def name_of(kind, s):
+    """The name of a cell: its kind and the settings that differ from the usual ones.
+
+    >>> name_of("train", Settings("rft", seed=3, lr=1e-4))
+    'train method=rft seed=3 lr=0.0001'
+    """
+    changed = [f for f in fields(s) if getattr(s, f.name) != f.default]
+    return " ".join([kind, *(f"{f.name}={getattr(s, f.name)}" for f in changed)])
 
 
-def train(policy, grown, examples, objective, level, seed, s):
-    """Train `policy` with the settings `s`; the log."""
-    steps = dvo.schedule(len(examples), 3, 4, seed)
-    dvo.add_reference(policy, examples, 4096)
-    learners, pairs, entries = [dvo.Learner(policy, s.lr)], [], []
-    if objective == "kto":
-        pairs = dvo.mismatched(examples, steps, mcts.context_length(policy), seed)
-        dvo.add_reference(policy, sum(pairs, []), 4096)
-    if objective == "oreo":
-        learners.append(dvo.Learner(dvo.make_critic(policy), s.value_lr))
-    if s.targets == "value-model":
-        critic = dvo.make_critic(policy)
-        valued = [e for t in grown if (e := dvo.make_example(t, s.paths, seed, True, dvo.any_paths))]
-        dvo.train([dvo.Learner(critic, s.value_lr)], valued, dvo.critic_loss,
-                  dvo.schedule(len(valued), 3, 4, seed), micro_tokens=4096)
-        values = dvo.forward_all(critic, examples, "values", 4096)
-        for e, value in zip(examples, values):
-            e.take_values(value)
-
-    def of_step(step):
-        return {"z0": dvo.reference_point(policy, pairs[step], 4096)} if pairs else {}
-
-    def loss_fn(e, logprobs, value=None, z0=0.0):
-        return dvo.objective_loss(objective, e, logprobs, beta=s.beta, level=level, z0=z0, value=value)
-
-    dvo.train(learners, examples, loss_fn, steps, micro_tokens=4096, beta=s.beta, of_step=of_step,
-              log=lambda **e: entries.append(e))
-    return entries
-
-
-def rewards(policy, kept, examples, beta):
-    """Means over training paths: implicit reward at the end, target, and the most that is attainable, which
-    is -beta log pi_ref; of the correct ones also by kind."""
-    outs, groups = dvo.forward_all(policy, examples, "rewards", 4096), {}
-    for tree, e, logprobs in zip(kept, examples, outs):
-        for row, correct in zip(e.path, e.correct):
-            nodes = [int(i) for i in row.nonzero()]
-            entry = (float(beta * row @ (logprobs - e.reference)), float(row @ e.credit),
-                     float(-beta * row @ e.reference))
-            for name in ["correct", kind(tree, nodes)] if correct else ["incorrect"]:
-                groups.setdefault(name, []).append(entry)
-    keys = "reward", "target", "attainable"
-    return {"rewards": {name: dict(zip(keys, np.mean(rows, 0).tolist()), n=len(rows),
-                                   reachable=float(np.mean([t <= a for _, t, a in rows])))
-                        for name, rows in groups.items()}}
-
-
-def credit_cell(out, seed, chain, iterations=40, breadth=5):
-    """Fig. 6: how well credit, value and the reference's own mean log-prob tell the first wrong step of an
-    incorrect path from the right steps before it."""
-    scores = {name: ([], []) for name in ("credit", "value", "logprob")}       # of the wrong, of the right
-    for tree in trees(out, seed, chain, iterations, breadth):
-        for path in dvo.draw_paths(tree, 4, seed)[1]:
-            judged = follow(tree.question, [tree.nodes[i].text for i in path])
-            for i, (fine, _) in zip(path, judged):
-                node = tree.nodes[i]
-                for name, score in (("credit", tree.credit(i)), ("value", node.value),
-                                    ("logprob", math.log(node.prior))):
-                    scores[name][fine].append(score)
-                if not fine:
-                    break
-    return {name: auc(*pair) for name, pair in scores.items()} | {"wrong": len(scores["credit"][0]),
-                                                                 "right": len(scores["credit"][1])}
-
-
-def run_cell(out, name, kind_, settings):
-    path = out / "cells" / f"{name}.json"
+def run_cell(out, kind, s):
+    path = out / "cells" / f"{name_of(kind, s)}.json"
     if path.exists():
         return
     torch.set_num_threads(1)
+    start = time.process_time()
     with open(os.devnull, "w") as null, contextlib.redirect_stderr(null), contextlib.redirect_stdout(null):
-        result = {"base": base_cell, "train": train_cell, "credit": credit_cell}[kind_](out, **settings)
+        result = KINDS[kind](out, s)
+    result["cpu_seconds"] = round(time.process_time() - start, 2)
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps({"kind": kind_, "settings": settings} | result))
+    new.write_text(json.dumps(result))
     new.rename(path)
 
 
 class Cells:
     """Runs cells in `jobs` processes, and reads their results."""
 
-    def __init__(self, out, jobs, run=True, tune=True):
-        self.out, self.jobs, self.can_run, self.tune = out, jobs, run, tune
-        (out / "cells").mkdir(parents=True, exist_ok=True)
+    def __init__(self, out, jobs=1, may_run=True, finalists=2):
+        self.out = out
+        self.jobs = jobs
+        self.may_run = may_run
+        self.finalists = finalists                                  # 0: nothing is tuned
+        for folder in ("cells", "weights"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
 
-    @staticmethod
-    def name(kind_, settings):
-        return "_".join([kind_] + [f"{key}={settings[key]:g}" if isinstance(settings[key], float)
-                                   else f"{key}={settings[key]}" for key in sorted(settings)])
+    def path(self, kind, s):
+        return self.out / "cells" / f"{name_of(kind, s)}.json"
 
-    def run(self, kind_, many):
-        """The results of many settings, None where there is none yet and this is a report."""
-        names = [self.name(kind_, settings) for settings in many]
-        todo = [(n, s) for n, s in dict(zip(names, many)).items()
-                if not (self.out / "cells" / f"{n}.json").exists()] if self.can_run else []
-        if todo:
+    def each(self, kind, many):
+        """The results of cells of many settings. Raises Missing if one is not there and must not be run."""
+        todo = [s for s in many if not self.path(kind, s).exists()]
+        if todo and not self.may_run:
+            raise Missing(f"{len(todo)} of {len(many)} cells are missing, such as {name_of(kind, todo[0])}")
+        if self.jobs > 1 and len(todo) > 1:
             with concurrent.futures.ProcessPoolExecutor(self.jobs) as pool:
-                futures = [pool.submit(run_cell, self.out, n, kind_, s) for n, s in todo]
-                for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                    future.result()
-                    print(f"\r{kind_}: {done} of {len(todo)} cells", end="", file=sys.stderr, flush=True)
-            print(file=sys.stderr)
-        paths = [self.out / "cells" / f"{n}.json" for n in names]
-        return [json.loads(path.read_text()) if path.exists() else None for path in paths]
+                list(pool.map(run_cell, itertools.repeat(self.out), itertools.repeat(kind), todo))
+        for s in todo:
+            run_cell(self.out, kind, s)
+            print(f"{time.strftime('%H:%M:%S')} {name_of(kind, s)}", file=sys.stderr, flush=True)
+        return [json.loads(self.path(kind, s).read_text()) for s in many]
 
-    def tuned(self, seeds, grid=RATES, over="lr", **settings):
-        """(rate, results of all seeds): the rate of the best mean development accuracy of the tuning seeds. A
-        best at the edge of the grid widens it. Without tuning, the rate that the full comparison chose."""
-        grid, ratio = list(grid), math.sqrt(10)
-        while self.tune:
-            cells = [[settings | {over: rate, "seed": s} for s in seeds[:TUNING_SEEDS]] for rate in grid]
-            self.run("train", list(itertools.chain(*cells)))
-            scores = [np.mean([r["dev"] if r else -1 for r in self.run("train", row)]) for row in cells]
-            best = int(np.argmax(scores))
-            if best == 0 and min(grid) > 1e-6:
-                grid.insert(0, float(f"{grid[0] / ratio:.0e}"))
-            elif best == len(grid) - 1 and max(grid) < 1e-2:
-                grid.append(float(f"{grid[-1] * ratio:.0e}"))
-            else:
-                break
-        rate = grid[best] if self.tune else CHOSEN[settings["method"]]
-        return rate, self.run("train", [settings | {over: rate, "seed": s} for s in seeds])
+    def of_seeds(self, kind, seeds, s):
+        return self.each(kind, [replace(s, seed=seed) for seed in seeds])
+
+    def right(self, seeds, s, kind="test"):
+        """(seeds, questions) whether each test question was answered rightly."""
+        if kind == "test":
+            self.of_seeds("train", seeds, s)
+        return np.array([result["right"] for result in self.of_seeds(kind, seeds, s)])
+
+
+# ---------------------------------------------------------------- tuning, alike for all
+
+
+def tune(cells, seeds, s, also=None):
+    """The best settings for the method of `s`, as told at the top of this file. also: instead of the
+    method's."""
+    if not cells.finalists:
+        return s
+    few = seeds[:TUNING_SEEDS]
+
+    def score(tried, seeds):
+        results = cells.of_seeds("train", seeds, tried)
+        return float(np.mean([result["dev"] for result in results]))
+
+    scores = scores_of_rates(functools.partial(score, seeds=few), s)
+    for name, values in METHODS[s.method].also if also is None else also:
+        best = max(scores, key=scores.get)
+        for value in values:
+            tried = replace(best, **{name: value})
+            scores[tried] = score(tried, few)
+    finalists = sorted(scores, key=scores.get, reverse=True)[:cells.finalists]
+    return max(finalists, key=functools.partial(score, seeds=seeds))
+
+
+def scores_of_rates(score, s):
+    """Score the FIRST rates of GRID, and more of them while the best lies at the edge."""
+    low, high = FIRST.start, FIRST.stop
+    while True:
+        scores = {}
+        for rate in GRID[low:high]:
+            tried = replace(s, lr=rate)
+            scores[tried] = score(tried)
+        best = GRID.index(max(scores, key=scores.get).lr)
+        if best == low and low > 0:
+            low -= 1
+        elif best == high - 1 and high < len(GRID):
+            high += 1
+        else:
+            return scores
+
+
+def chosen(s):
+    """Of tuned settings those that were tuned."""
+    names = ["lr", *(name for name, _ in METHODS[s.method].also)]
+    return {name: getattr(s, name) for name in names}
+
+
+def sweep(cells):
+    """All that was ever tried: name of the training, with its settings, and its accuracy on development
+    questions."""
+    paths = sorted((cells.out / "cells").glob("train*.json"))
+    return {path.stem: json.loads(path.read_text())["dev"] for path in paths}
+
+
+# ---------------------------------------------------------------- statistics
+
+T = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}     # 97.5 %
+
+
+def spread(values):
+    """Mean and standard error over seeds."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return {"mean": float(np.mean(values)), "se": float(error), "each": [round(float(v), 4) for v in values]}
+
+
+def interval(differences):
+    """Mean over seeds of differences within a seed, and its 95 % interval by Student's t."""
+    d = np.array(differences, dtype=float)
+    half = T[len(d) - 1] * d.std(ddof=1) / math.sqrt(len(d))
+    mean = float(d.mean())
+    return {"mean": mean, "low": mean - half, "high": mean + half, "each": [round(float(x), 4) for x in d]}
+
+
+def compare(a, b):
+    """The interval of the accuracy of a minus that of b, (seeds, questions) each."""
+    return interval(a.mean(1) - b.mean(1))
+
+
+def bootstrap(a, b, draws=10000):
+    """The 95 % interval of the same, [low, high], with these very seeds, by drawing the questions anew."""
+    per_question = (a - b).mean(0)
+    n = len(per_question)
+    times_drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)    # (draws, n)
+    means = times_drawn @ per_question / n
+    return np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def verdict(*differences, least=0.02):
+    """In a word what the 95 % intervals of differences say of the claim that all of them are positive. "not
+    reproduced": they hold 0, and are narrow enough, so that there is nothing larger than 2 * `least`.
+
+    >>> verdict({"low": 0.01, "high": 0.05}), verdict({"low": -0.01, "high": 0.02})
+    ('reproduced', 'not reproduced')
+    >>> verdict({"low": 0.01, "high": 0.05}, {"low": -0.1, "high": 0.02})
+    'unclear'
+    """
+    if any(d["high"] < 0 for d in differences):
+        return "opposite"
+    unsettled = [d for d in differences if d["low"] <= 0]
+    if not unsettled:
+        return "reproduced"
+    narrow = any(d["high"] - d["low"] <= 2 * least for d in unsettled)
+    return "not reproduced" if narrow else "unclear"
 
 
 # ---------------------------------------------------------------- the paper's tables and figures
 
 
-def spread(values):
-    """Mean and standard error over seeds; None while one is missing."""
-    if None in values:
-        return None
-    return {"mean": float(np.mean(values)), "se": float(np.std(values, ddof=1) / math.sqrt(len(values))),
-            "each": [round(v, 4) for v in values]}
+def tested(cells, seeds, s):
+    """(what was chosen and its accuracy, whether each test question was right) of a method tuned."""
+    best = tune(cells, seeds, s)
+    right = cells.right(seeds, best)
+    return {"chosen": chosen(best), "accuracy": spread(right.mean(1))}, right
 
 
-def paired(a, b):
-    """Mean of a - b over seeds with its 95 % interval (Student t), and every difference."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-    d = np.array(a) - np.array(b)
-    half = t[len(d)] * d.std(ddof=1) / math.sqrt(len(d))
-    return {"mean": float(d.mean()), "low": float(d.mean() - half), "high": float(d.mean() + half),
-            "each": [round(float(x), 4) for x in d]}
-
-
-tests = lambda results: [r["test"] if r else None for r in results]
-
-
-def table1(cells, seeds, chains=("long", "short")):
-    table = {}
-    for chain in chains:
-        bases = cells.run("base", [dict(seed=s, chain=chain) for s in seeds])
-        rows = {"base": {"test": spread(tests(bases))}}
-        for method in METHODS:
-            rate, results = cells.tuned(seeds, chain="long", method=method)
-            if chain != "long":
-                settings = dict(chain=chain, method=method, lr=rate)
-                results = cells.run("train", [settings | {"seed": s} for s in seeds])
-            rows[method] = {"lr": rate, "test": spread(tests(results))}
-        if all(row["test"] for row in rows.values()):
-            others = [m for m in METHODS if not m.startswith("dvo")]
-            best = max(others, key=lambda m: rows[m]["test"]["mean"])
-            rows["dvo minus best other"] = {"other": best} | paired(rows["dvo"]["test"]["each"],
-                                                                    rows[best]["test"]["each"])
-        table[chain] = rows
-    return table
-
-
-def fig3(cells, seeds):
-    """MCTS against value-model targets, the value model's rate tuned like all others."""
-    lr, searched = cells.tuned(seeds, chain="long", method="dvo")
-    value_lr, modelled = cells.tuned(seeds, [3e-4, 1e-3, 3e-3], "value_lr", chain="long", method="dvo", lr=lr,
-                                     targets="value-model")
-    return {"lr": lr, "value_lr": value_lr, "search": spread(tests(searched)),
-            "value model": spread(tests(modelled)), "search minus value model": paired(tests(searched),
-                                                                                     tests(modelled))}
+def methods(cells, seeds, names=tuple(METHODS)):
+    """Table 1 and more: every method on the same trees, and DVO minus it."""
+    bases = cells.right(seeds, Settings(), "base")
+    rows = {"base": {"label": "base", "accuracy": spread(bases.mean(1))}}
+    ours = None
+    for name in names:
+        try:
+            row, right = tested(cells, seeds, Settings(name))
+        except Missing as missing:
+            print(f"{name}: {missing}", file=sys.stderr)
+            continue
+        ours = right if name == "dvo" else ours
+        rows[name] = row | {"label": METHODS[name].label, "gain": compare(right, bases)}
+        if name != "dvo" and ours is not None:
+            rows[name] |= {"dvo_minus": compare(ours, right), "bootstrap": bootstrap(ours, right)}
+    return rows
 
 
 def fig4a(cells, seeds):
+    """Beta, the rate tuned for each."""
     found = {}
-    for beta in (0.01, 0.03, 0.1, 0.3, 1.0):
-        rate, results = cells.tuned(seeds, RATES if beta == 0.1 else RATES[2:5], chain="long", method="dvo",
-                                    **({} if beta == 0.1 else {"beta": beta}))
-        found[str(beta)] = {"lr": rate, "test": spread(tests(results)), "rewards": results[0]["rewards"]}
-    return found
+    rights = {}
+    for beta in (0.01, 0.03, 0.1, 0.3):
+        best = tune(cells, seeds, Settings(beta=beta), also=())
+        rights[beta] = cells.right(seeds, best)
+        found[str(beta)] = {"chosen": chosen(best), "accuracy": spread(rights[beta].mean(1))}
+    return found | {"0.1 minus 0.03": compare(rights[0.1], rights[0.03])}
 
 
 def fig4b(cells, seeds):
-    """Values of more and more iterations on the very same paths, those that few iterations found: 5 on short
-    chains; 10 on long ones, where 5 find no solution."""
-    lr, _ = cells.tuned(seeds, chain="long", method="dvo")
-    return {f"{chain}, {n} iterations": spread(tests(cells.run("train", [dict(
-        seed=s, chain=chain, method="dvo", lr=lr, iterations=n, examples_of=few) for s in seeds])))
-        for chain, few in (("short", 5), ("long", 10)) for n in (5, 10, 20, 40, 80) if n >= few}
+    """Search iterations, both ways: the paths of 10 iterations with the values of more; and the trees of each
+    budget by themselves. DVO as tuned for 40 iterations."""
+    usual = tune(cells, seeds, Settings())
+    found = {}
+    for way, paths_of in (("same paths", 10), ("own paths", 0)):
+        rights = {n: cells.right(seeds, replace(usual, iterations=n, paths_of=0 if n == 10 else paths_of))
+                  for n in (10, 20, 40, 80)}
+        found[way] = {str(n): spread(right.mean(1)) for n, right in rights.items()}
+        found[way]["40 minus 10"] = compare(rights[40], rights[10])
+        found[way]["80 minus 20"] = compare(rights[80], rights[20])
+    return found
 
 
 def fig5(cells, seeds):
-    """Implicit rewards of DVO and DPO, mean over seeds."""
+    """Implicit rewards of DVO and DPO on the training paths."""
     found = {}
-    for method in "dvo", "dpo":
-        rate, results = cells.tuned(seeds, chain="long", method=method)
-        groups = {g: {key: float(np.mean([r["rewards"][g][key] for r in results if g in r["rewards"]]))
-                      for key in ("reward", "target", "attainable", "reachable", "n")}
-                  for g in ("correct", "incorrect", "clean", "skipping", "lucky")
-                  if any(g in r["rewards"] for r in results)}
-        length = min(len(r["curve"]) for r in results)
-        curves = np.mean([r["curve"][:length] for r in results], axis=0)
-        found[method] = {"lr": rate, "groups": groups, "curve": curves.round(4).tolist()}
+    for name in ("dvo", "dpo"):
+        s = tune(cells, seeds, Settings(name))
+        results = cells.of_seeds("rewards", seeds, s)
+        curves = [result["curve"] for result in cells.of_seeds("train", seeds, s)]
+        found[name] = {word: {key: interval([result[word][key] for result in results])
+                              for key in ("reward", "target", "attainable")}
+                       for word in ("correct", "incorrect")}
+        found[name]["curve"] = curves
     return found
 
 
 def fig6(cells, seeds):
+    """Learned credit on held-out incorrect solutions: AUC of the first wrong step."""
     found = {}
-    for chain in CHAINS:
-        results = cells.run("credit", [dict(seed=s, chain=chain) for s in seeds])
-        found[chain] = {name: spread([r[name] for r in results]) for name in ("credit", "value", "logprob")}
-    return found
+    results = {}
+    for name in ("dvo", "dvo-response", "dpo"):
+        s = tune(cells, seeds, Settings(name))
+        results[name] = cells.of_seeds("credit", seeds, s)
+        found[name] = spread([result["learned"] for result in results[name]])
+    for name in ("target", "base log-prob", "mean log-prob"):
+        found[name] = spread([result[name] for result in results["dvo"]])
+    learned = np.array(found["dvo"]["each"])
+    for name in ("dpo", "dvo-response", "mean log-prob"):
+        found[f"dvo minus {name}"] = interval(learned - np.array(found[name]["each"]))
+    return found | {"wrong steps": [result["wrong"] for result in results["dvo"]]}
 
 
 def fig7(cells, seeds):
-    """Step against response level over chain length and paths a question; both at their own rates."""
-    rates, found = {m: cells.tuned(seeds, chain="long", method=m)[0] for m in ("dvo", "dvo-response")}, {}
-    for chain in reversed(CHAINS):
-        for paths in (4, 1, 2):
-            both = {m: tests(cells.run("train", [dict(seed=s, chain=chain, method=m, lr=rates[m])
-                                                 | ({} if paths == 4 else {"paths": paths}) for s in seeds]))
-                    for m in rates}
-            found[f"{chain} {paths}+{paths}"] = {m: spread(v) for m, v in both.items()} | {
-                "step minus response": paired(both["dvo"], both["dvo-response"])}
+    """Step against response level by length of the chains, tuned for each, and by paths a question."""
+    found = {}
+    for chain in ("long", "short"):
+        tuned = {name: tune(cells, seeds, Settings(name, chain=chain)) for name in ("dvo", "dvo-response")}
+        for paths in (4, 1):
+            rights = {name: cells.right(seeds, replace(best, paths=paths)) for name, best in tuned.items()}
+            rows = {name: spread(right.mean(1)) for name, right in rights.items()}
+            difference = compare(rights["dvo"], rights["dvo-response"])
+            found[f"{chain} {paths}+{paths}"] = rows | {"step minus response": difference}
     return found
 
 
+def multiplicity(cells, seeds):
+    """Values that weigh equal samples as often as they were drawn, against merging them; DVO as tuned."""
+    usual = tune(cells, seeds, Settings())
+    merged = cells.right(seeds, usual)
+    weighing = cells.right(seeds, replace(usual, values="multiplicity"))
+    return {"merged": spread(merged.mean(1)), "multiplicity": spread(weighing.mean(1)),
+            "multiplicity minus merged": compare(weighing, merged)}
+
+
+def values(cells, seeds):
+    """Value accuracy: against fresh rollouts from the same states."""
+    value_lr = tune(cells, seeds, Settings("dvo-model")).value_lr
+    results = cells.of_seeds("values", seeds, Settings(value_lr=value_lr))
+    found = {"states": [len(result["states"]) for result in results]}
+    for name in ("search", "multiplicity", "critic"):
+        found[name] = {measure.__name__: spread([measure(result["states"], name) for result in results])
+                       for measure in (correlation, absolute_error, pairs_ranked, root_error)}
+    return found
+
+
+def column(states, name):
+    return np.array([state[name] for state in states])
+
+
+def correlation(states, name):
+    return float(np.corrcoef(column(states, name), column(states, "fresh"))[0, 1])
+
+
+def absolute_error(states, name):
+    return float(np.mean(np.abs(column(states, name) - column(states, "fresh"))))
+
+
+def root_error(states, name):
+    """Mean value of the roots minus what the policy reaches from them."""
+    roots = [state for state in states if state["depth"] == 0]
+    return float(np.mean(column(roots, name) - column(roots, "fresh")))
+
+
+def pairs_ranked(states, name, least=0.25):
+    """Share of the pairs of siblings, whose fresh values differ by `least`, that are ranked rightly."""
+    shares = []
+    for a, b in itertools.combinations(states, 2):
+        siblings = a["question"] == b["question"] and a["parent"] == b["parent"]
+        if siblings and abs(a["fresh"] - b["fresh"]) >= least:
+            agreement = (a[name] - b[name]) * (a["fresh"] - b["fresh"])
+            shares.append((1 + np.sign(agreement)) / 2)
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def strength(cells, seeds):
+    """DVO's lead on bases of three strengths: the usual one, and trained further with many or few skips."""
+    found = {}
+    for kind in ("weak", "usual", "strong"):
+        bases = cells.right(seeds, Settings(base=kind), "base")
+        rows = {"base": spread(bases.mean(1))}
+        rights = {}
+        for name in ("dvo", "rft", "kto", "grpo"):
+            rows[name], rights[name] = tested(cells, seeds, Settings(name, base=kind))
+        rows |= {f"dvo minus {name}": compare(rights["dvo"], right) for name, right in rights.items()
+                 if name != "dvo"}
+        found[kind] = rows
+    return found
+
+
+def online(cells, seeds):
+    """Three rounds of 40 questions, DVO against GRPO, which draws plain responses of as many tokens."""
+    rows = {}
+    rights = {}
+    for name in ("dvo", "grpo"):
+        s = Settings(name, questions=120, rounds=3, iterations=20)
+        row, rights[name] = tested(cells, seeds, s)
+        results = cells.of_seeds("train", seeds, replace(s, **row["chosen"]))
+        rows[name] = row | {"tokens": spread([result["tokens"] for result in results])}
+    return rows | {"dvo minus grpo": compare(rights["dvo"], rights["grpo"])}
+
+
 def beyond(cells, seeds):
-    """Breadth 16 against 5; five small rounds against one large at equal search."""
-    lr, one = cells.tuned(seeds, chain="long", method="dvo")
-    run = lambda **more: tests(cells.run("train", [dict(seed=s, chain="long", method="dvo", lr=lr) | more
-                                                   for s in seeds]))
-    wide, same_samples = run(breadth=16), run(breadth=16, iterations=12)
-    rate, small = cells.tuned(seeds, [3e-5, 1e-4, 3e-4], chain="long", method="dvo", rounds=5)
-    return {"breadth 5": spread(tests(one)), "breadth 16, 40 iterations": spread(wide),
-            "breadth 16, 12 iterations": spread(same_samples),
-            "16 minus 5 at 40 iterations": paired(wide, tests(one)),
-            "16 minus 5 at equal samples": paired(same_samples, tests(one)),
-            "5 rounds of 40": {"lr": rate} | spread(tests(small)),
-            "5 rounds minus 1 round": paired(tests(small), tests(one))}
+    """Breadth 16 against 5, with as many samples; two rounds of half the questions against one. DVO as
+    tuned."""
+    usual = tune(cells, seeds, Settings())
+    one = cells.right(seeds, usual)
+    wide = cells.right(seeds, replace(usual, breadth=16, iterations=12))
+    small = cells.right(seeds, replace(usual, rounds=2))
+    return {"breadth 5": spread(one.mean(1)), "breadth 16": spread(wide.mean(1)),
+            "breadth 16 minus 5": compare(wide, one), "two rounds": spread(small.mean(1)),
+            "two rounds minus one": compare(small, one)}
 
 
-PARTS = {f.__name__: f for f in (table1, fig5, fig6, fig7, fig3, fig4a, fig4b, beyond)}
+PARTS = {part.__name__: part for part in (methods, fig5, fig6, fig4b, multiplicity, values, fig7, fig4a,
+                                          strength, online, beyond)}
+QUICK = ("dvo", "dvo-even", "rft", "kto")
+
+
+# ---------------------------------------------------------------- the README's tables
+
+
+def points(difference):
+    """A difference of accuracies in points, with its 95 % interval.
+
+    >>> points({"mean": 0.031, "low": -0.01, "high": 0.072})
+    '+3.1 [-1.0, +7.2]'
+    """
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def percent(row):
-    """One cell of a table: mean and standard error, or mean difference and its interval, in points."""
-    if row is None:
-        return "not run"
-    if "se" in row:
-        return f"{100 * row['mean']:.1f} ± {100 * row['se']:.1f}"
-    each = ", ".join(f"{100 * x:+.1f}" for x in row["each"])
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}] ({each})"
+    return f"{100 * row['mean']:.1f} ± {100 * row['se']:.1f}"
 
 
-def markdown(found):
-    """The README's tables: accuracies and differences in %, mean ± standard error over seeds, or mean
-    difference with its 95 % interval and every seed's."""
-    for name, part in found.items():
-        yield f"\n{name}\n\n| | |\n|---|---|"
-        for setting, row in part.items():
-            if name == "fig5":
-                for group, r in row["groups"].items():
-                    yield (f"| {setting} {group} | reward {r['reward']:+.2f}, target {r['target']:+.2f}, "
-                           f"at most {r['attainable']:+.2f}, within reach {100 * r['reachable']:.0f} %, "
-                           f"n {r['n']:.0f} |")
-            elif not isinstance(row, dict) or {"se", "low"} & row.keys():
-                yield f"| {setting} | {row if isinstance(row, (int, float)) else percent(row)} |"
-            else:
-                for key, value in row.items():
-                    rate = f" (rate {row['lr']:g})" if "lr" in row and key == "test" else ""
-                    inner = value["test"] if isinstance(value, dict) and "test" in value else value
-                    rate = f" (rate {value['lr']:g})" if isinstance(value, dict) and "lr" in value else rate
-                    if isinstance(inner, dict) and {"se", "low"} & inner.keys():
-                        yield f"| {setting} {key}{rate} | {percent(inner)} |"
+def number(row):
+    return f"{row['mean']:.2f} ± {row['se']:.2f}"
+
+
+def told(row):
+    """What tuning chose, in a word."""
+    names = {"lr": "rate", "value_lr": "critic's rate", "alpha": "α", "beta": "β", "beta_1": "β₁"}
+    return ", ".join(f"{names[key]} {value:g}" for key, value in row.get("chosen", {}).items())
+
+
+def table_of_methods(rows):
+    yield ("| method | chosen on development questions | accuracy, % | DVO minus it, points [95 % over seeds]"
+           " | [95 % over questions] |")
+    yield "|---|---|---|---|---|"
+    for name in ("base", *METHODS):
+        row = rows.get(name)
+        if row is None:
+            label = METHODS[name].label if name in METHODS else name
+            yield f"| {label} | not run | not run | not run | |"
+            continue
+        minus = by_question = ""
+        if "dvo_minus" in row:
+            minus = points(row["dvo_minus"])
+            low, high = (100 * end for end in row["bootstrap"])
+            by_question = f"[{low:+.1f}, {high:+.1f}]"
+        yield f"| {row['label']} | {told(row)} | {percent(row['accuracy'])} | {minus} | {by_question} |"
+
+
+def against(*names):
+    """Of a claim that DVO is better than methods: the differences, and the verdict."""
+    def says(found):
+        rows = found["methods"]
+        differences = [rows[name]["dvo_minus"] for name in names]
+        pairs = [f"{METHODS[name].label} {points(d)}" for name, d in zip(names, differences)]
+        return "DVO minus " + ", ".join(pairs), verdict(*differences)
+    return says
+
+
+def difference(part, *keys):
+    """Of a claim that rests on one difference of accuracies in a part."""
+    def says(found):
+        row = functools.reduce(lambda inner, key: inner[key], keys, found[part])
+        return f"{keys[-1]}: {points(row)}", verdict(row)
+    return says
+
+
+def signs(found):
+    rewards = {name: found["fig5"][name]["correct"]["reward"] for name in ("dvo", "dpo")}
+    numbers = [f"{METHODS[name].label} {r['mean']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
+               for name, r in rewards.items()]
+    falls = {"low": -rewards["dpo"]["high"], "high": -rewards["dpo"]["low"]}
+    return "β · log_ratio of correct paths: " + ", ".join(numbers), verdict(rewards["dvo"], falls, least=0.05)
+
+
+def finds_errors(found):
+    part = found["fig6"]
+    said = [f"{word} {part[name]['mean']:.3f}" for word, name in (
+        ("DVO", "dvo"), ("response level", "dvo-response"), ("DPO", "dpo"), ("the search's target", "target"),
+        ("the base's mean token log-prob", "mean log-prob"))]
+    gain = part["dvo minus mean log-prob"]
+    return (f"AUC: {', '.join(said)}; DVO minus the last {gain['mean']:+.3f} [{gain['low']:+.3f}, "
+            f"{gain['high']:+.3f}]"), verdict(gain)
+
+
+def values_fit(found):
+    part = found["values"]
+    said = [f"{name}: r {number(part[name]['correlation'])}, error {number(part[name]['absolute_error'])}, "
+            f"pairs {percent(part[name]['pairs_ranked'])} %, roots {part[name]['root_error']['mean']:+.2f}"
+            for name in ("search", "multiplicity", "critic")]
+    better = np.subtract(part["critic"]["absolute_error"]["each"], part["search"]["absolute_error"]["each"])
+    return "; ".join(said), verdict(interval(better))
+
+
+def leads(found):
+    said = []
+    for kind in ("weak", "usual", "strong"):
+        rows = found["strength"][kind]
+        leads_here = [f"{METHODS[name].label} {points(rows[f'dvo minus {name}'])}"
+                      for name in ("rft", "kto", "grpo")]
+        said.append(f"{kind} ({percent(rows['base'])} %): minus {', '.join(leads_here)}")
+    weak, strong = (found["strength"][kind]["dvo minus kto"]["each"] for kind in ("weak", "strong"))
+    return "; ".join(said), verdict(interval(np.subtract(weak, strong)))
+
+
+CLAIMS = [
+    ("DVO is better than RFT, DPO and KTO on the same trees (Table 1)", against("rft", "dpo", "kto")),
+    ("and better than Step-DPO and OREO (Table 1, Fig. 8)", against("step-dpo", "oreo")),
+    ("values of the search are better targets than a value model's (Fig. 3)", against("dvo-model")),
+    ("step level is better than response level (Fig. 7)", against("dvo-response")),
+    ("also on short chains", difference("fig7", "short 4+4", "step minus response")),
+    ("β = 0.1 is better than 0.03 (Fig. 4a)", difference("fig4a", "0.1 minus 0.03")),
+    ("more iterations help (Fig. 4b), on the same paths", difference("fig4b", "same paths", "40 minus 10")),
+    ("and searching anew at each budget", difference("fig4b", "own paths", "40 minus 10")),
+    ("correct paths gain implicit reward under DVO and lose it under DPO (Fig. 5)", signs),
+    ("learned credit finds the first wrong step (Fig. 6), better than the log-prob of the base does",
+     finds_errors),
+    ("*Not in the paper:* the squared error is better than a clipped policy gradient with the same credit",
+     against("vineppo")),
+    ("the place of the credit matters: DVO is better than with it permuted within a path, or spread evenly",
+     against("dvo-permuted", "dvo-even")),
+    ("DVO is better than GRPO's form on the same trees", against("grpo")),
+    ("DVO is better than A*-PO's form on the same trees", against("a-star")),
+    ("DVO is better than GRPO online, at equal generated tokens", difference("online", "dvo minus grpo")),
+    ("weighing equal samples as often as they were drawn helps",
+     difference("multiplicity", "multiplicity minus merged")),
+    ("V of the search is nearer to 64 fresh rollouts than a critic's", values_fit),
+    ("DVO's lead over KTO is larger on a weak base than on a strong one", leads),
+    ("breadth 16 is better than 5 at equal samples", difference("beyond", "breadth 16 minus 5")),
+    ("two rounds are better than one of as many questions", difference("beyond", "two rounds minus one")),
+]
+
+
+def table_of_claims(found):
+    yield "| claim | here | verdict |"
+    yield "|---|---|---|"
+    for claim, says in CLAIMS:
+        try:
+            here, word = says(found)
+        except KeyError:
+            here, word = "not run", "not run"
+        yield f"| {claim} | {here} | {word} |"
+
+
+def summarise(cells, seeds, names):
+    """What is done of the parts of these names."""
+    found = {}
+    for name in names:
+        part = PARTS[name]
+        if name == "methods" and not cells.finalists:
+            part = functools.partial(methods, names=QUICK)
+        try:
+            found[name] = part(cells, seeds)
+        except Missing as missing:
+            print(f"{name}: {missing}", file=sys.stderr)
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, help="folder of the cells")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes of one thread each")
-    parser.add_argument("--quick", action="store_true",
-                        help="two seeds, rates not tuned, table 1 on long chains, and figure 6")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--finalists", type=int, default=2, help="settings tuned with all seeds (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="two seeds and few methods at the default rate")
     parser.add_argument("--report", type=Path, help="run nothing; write the numbers of what is done to this")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    cells = Cells(args.out, args.jobs, run=not args.report, tune=not args.quick)
-    seeds = list(range(2 if args.quick else args.seeds))
-    parts = {"table1": functools.partial(table1, chains=("long",)), "fig6": fig6} if args.quick else {
-        name: PARTS[name] for name in args.only}
-    found = {}
-    for name, part in parts.items():
-        try:
-            found[name] = part(cells, seeds)
-        except (TypeError, KeyError, AttributeError):
-            if not args.report:
-                raise
-            print(f"{name}: cells are missing", file=sys.stderr)
-            continue
-        print(*markdown({name: found[name]}), sep="\n", flush=True)
+    cells = Cells(args.out, args.jobs, may_run=not args.report, finalists=0 if args.quick else args.finalists)
+    seeds = SEEDS[:2] if args.quick else SEEDS
+    found = summarise(cells, seeds, ["methods"] if args.quick else args.only)
+    print(*table_of_methods(found.get("methods", {})), "", *table_of_claims(found), sep="\n")
     if args.report:
-        args.report.parent.mkdir(exist_ok=True)
-        args.report.write_text(json.dumps(found, indent=1) + "\n")
+        sizes = {"seeds": len(seeds), "epochs": EPOCHS, "finalists": cells.finalists} | SIZES
+        numbers = {"sizes": sizes} | found | {"sweep": sweep(cells)}
+        args.report.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 if __name__ == "__main__":
