@@ -516,7 +516,7 @@ def bootstrapped(folder, inputs, *more):
 def test_bootstrapping_teaches_the_form_and_more_rounds_start_from_its_model(tmp_path, inputs):
     """Samples that are right and well-formed are imitated; the gain is measured on questions held back."""
     run = tmp_path / "run"
-    flags = "--bootstrap-lr", 5e-3
+    flags = "--bootstrap-lr", 5e-3, "--keep-unsolved"
     done, found = bootstrapped(run, inputs, *flags)
     assert found["worked_examples"] == 0                            # there is a chat template
     imitated = found["imitated"]
