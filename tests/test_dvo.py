@@ -258,6 +258,13 @@ def test_the_first_step_moves_weights_by_a_twentieth_of_the_rate(examples):
     assert largest == about(1e-3 / 20, rel=1e-3)
 
 
+def test_adamw_is_fused_and_decays_no_weight():
+    learner = dvo.Learner(dvo.Policy(tiny.model()), 1e-3)
+    [group] = learner.optimizer.param_groups
+    assert group["fused"]
+    assert group["weight_decay"] == 0
+
+
 def test_a_step_descends_the_mean_loss_of_all_paths_and_logs_means(examples, log):
     """Of all paths of the step, however many a question has; every log-ratio of example k is k, so that a
     path of n steps has an implicit reward of 0.1 * k * n."""
@@ -509,7 +516,7 @@ def bootstrapped(folder, inputs, *more):
 def test_bootstrapping_teaches_the_form_and_more_rounds_start_from_its_model(tmp_path, inputs):
     """Samples that are right and well-formed are imitated; the gain is measured on questions held back."""
     run = tmp_path / "run"
-    flags = "--bootstrap-lr", 5e-3, "--keep-unsolved"              # what a random model solves is luck
+    flags = "--bootstrap-lr", 5e-3, "--keep-unsolved"
     done, found = bootstrapped(run, inputs, *flags)
     assert found["worked_examples"] == 0                            # there is a chat template
     imitated = found["imitated"]
