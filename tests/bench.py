@@ -28,10 +28,10 @@ import transformers
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import dvo                                                          # noqa: E402
-import eval as tasks                                                # noqa: E402
-import mcts                                                         # noqa: E402
-import tiny                                                         # noqa: E402
+import dvo
+import eval as tasks
+import mcts
+import tiny
 
 
 class Peak:

@@ -23,9 +23,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import dvo                                                          # noqa: E402
-import eval as tasks                                                # noqa: E402
-import mcts                                                         # noqa: E402
+import dvo
+import eval as tasks
+import mcts
 
 BOOTSTRAP = ["--bootstrap-questions", "120", "--bootstrap-samples", "6", "--bootstrap-lr", "5e-6"]
 SEARCH = ["--iterations", "8", "--max-step-tokens", "160", "--depth", "12"]

@@ -36,9 +36,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import dvo                                                          # noqa: E402
-import eval as tasks                                                # noqa: E402
-import mcts                                                         # noqa: E402
+import dvo
+import eval as tasks
+import mcts
 
 # ---------------------------------------------------------------- what is compared
 

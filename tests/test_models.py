@@ -106,7 +106,7 @@ def tiny_model(kind, dtype, settings):
 def randomise(lm):
     """Weights so large that a wrong key, value or position shows; what starts at 0 or 1 is shaken, too."""
     generator = torch.Generator().manual_seed(0)
-    for name, p in lm.named_parameters():
+    for p in lm.parameters():
         noise = torch.randn(p.shape, generator=generator)
         p.copy_(0.2 * noise if p.ndim > 1 else p + 0.1 * noise)
 

@@ -18,8 +18,8 @@ from tokenizers import decoders, pre_tokenizers, trainers
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))          # mcts, eval, dvo: wherever pytest starts
 torch.set_num_threads(1)                                            # more only wait for each other here
 
-import eval as tasks                                                # noqa: E402
-import mcts                                                         # noqa: E402
+import eval as tasks
+import mcts
 
 SENTENCES = ["Add 3 to 4.\n\nThat makes 7.\n\nFinal Answer: 7\n\n",
              "Take 5 from 12.\n\nWe get 7.\n\nFinal Answer: 7\n\n",
