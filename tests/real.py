@@ -144,9 +144,9 @@ def report(args):
         for other in "base", "bootstrapped", "rft":
             if other in right and other != name:
                 found["methods"][name][f"minus {other}"] = difference(of_question, right[other])
-        fitted = read_json(args.out / f"fit-{name}.json")
-        if fitted:
-            found["methods"][name]["fit"] = fitted
+        for key, path in ("fit", f"fit-{name}.json"), ("trained", f"{name}/round1/trained.json"):
+            if (args.out / path).exists():
+                found["methods"][name][key] = read_json(args.out / path)
     args.report.write_text(json.dumps(found, indent=1) + "\n")
     print_table(found["methods"])
 
