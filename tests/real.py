@@ -92,9 +92,8 @@ def write_questions(args):
     """The slices of the training file that are searched."""
     problems = tasks.load_problems(args.train)
     for name, part in ("trees", SEARCHED), ("held-out", HELD_OUT):
-        with open(args.out / f"{name}.questions.jsonl", "w", encoding="utf-8") as file:
-            for problem in problems[part]:
-                tasks.write_line(file, problem)
+        lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems[part]]
+        (args.out / f"{name}.questions.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -45,6 +45,19 @@ def test_every_stage_is_a_command_that_the_project_understands(args, monkeypatch
     assert len(commands) == 5 + 2 * len(real.METHODS)
 
 
+def test_searched_and_held_out_questions_are_disjoint(args, tmp_path):
+    args.train = tmp_path / "train.jsonl"
+    rows = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(400)]
+    args.train.write_text("".join(rows))
+    real.write_questions(args)
+    searched, held_out = [
+        {problem["question"] for problem in tasks.load_problems(tmp_path / f"{name}.questions.jsonl")}
+        for name in ("trees", "held-out")]
+    assert len(searched) == 100
+    assert len(held_out) == 20
+    assert not searched & held_out
+
+
 def test_an_interval_holds_the_mean_and_shrinks_with_the_spread():
     assert real.interval([1, 1, 1]) == [1, 1, 1]
     mean, low, high = real.interval([0, 1] * 50)
