@@ -224,11 +224,14 @@ def main():
     parser.add_argument("--train", help="file of training questions, such as GSM8K's")
     parser.add_argument("--test", help="file of test questions")
     parser.add_argument("--out", type=Path, required=True, help="folder; the same command continues it")
-    parser.add_argument("--only", nargs="+", default=[], help="these stages")
+    parser.add_argument("--only", nargs="+", default=[], help="these stages: questions, bootstrap, search, eval-base, eval-bootstrapped, "
+                        "held-out, and of each method NAME, eval-NAME, fit-NAME")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device")
     parser.add_argument("--report", type=Path, help="write what is there to this file")
     args = parser.parse_args()
+    if not args.report and not (args.model and args.train and args.test):
+        parser.error("give --model, --train and --test, or --report")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.report:
         return report(args)
