@@ -224,8 +224,9 @@ def main():
     parser.add_argument("--train", help="file of training questions, such as GSM8K's")
     parser.add_argument("--test", help="file of test questions")
     parser.add_argument("--out", type=Path, required=True, help="folder; the same command continues it")
-    parser.add_argument("--only", nargs="+", default=[], help="these stages: questions, bootstrap, search, held-out, "
-                        "eval-base, eval-bootstrapped, and of each method NAME, eval-NAME, fit-NAME")
+    parser.add_argument("--only", nargs="+", default=[],
+                        help="these stages: questions, bootstrap, search, held-out, eval-base, "
+                             "eval-bootstrapped, and of each method NAME, eval-NAME, fit-NAME")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device")
     parser.add_argument("--report", type=Path, help="write what is there to this file")
