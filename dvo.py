@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
 """Direct Value Optimization (Zhang et al. 2025, arXiv 2502.13723): reasoning, learnt without preferences.
 
-    python dvo.py                                       # the demo: a minute on a laptop, nothing to download
+    python dvo.py                                       # the demo: two minutes on a laptop, no download
     python dvo.py --model M --data train.jsonl --eval-data test.jsonl --out RUN
     python dvo.py --model M --trees RUN/round1/trees.*.jsonl --objective kto --out RUN2     # any objective
     torchrun --nproc_per_node=8 dvo.py --model meta-llama/Meta-Llama-3-8B-Instruct    # the paper's run

@@ -1521,7 +1521,7 @@ def _mend(file, path):
 
 
 def write_line(file, record: dict):
-    """Append one record. Raises InputError where the disk is full."""
+    """Append one record to a file of open_lines. Raises InputError where the disk is full."""
     line = json.dumps(record, ensure_ascii=False) + "\n"
     left = line.encode("utf-8", "backslashreplace")  # half an emoji as \ud83d
     with told(f"write to {file.name}"):
