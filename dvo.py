@@ -1499,9 +1499,9 @@ def search_round(run, problems):
         settings["progress"] = bar.update
         for tree in mcts.search(run.policy, run.tokenizer, mine, tasks.reward, **settings):
             tasks.write_line(lines, tree.record())
-    found = describe(trees_of_round(run))
+    found = mcts.describe(trees_of_round(run))
     if rank() == 0:
-        print(f"round {run.round}: {explain(found)}")
+        print(f"round {run.round}: {mcts.explain(found)}")
     return found
 
 
@@ -1521,56 +1521,13 @@ def own_trees(paths, tokenizer):
             yield tree
 
 
-def describe(trees):
-    """Of some trees: how many, how many with a right and a valid wrong solution, the mean value of the root,
-    tokens a step, and the share of each kind of ending."""
-    endings = Counter()
-    total = Counter()
-    for tree in trees:
-        kinds = tree.endings()
-        endings += kinds
-        total["trees"] += 1
-        total["with right"] += "right" in kinds
-        total["with wrong"] += "wrong" in kinds
-        total["mixed"] += {"right", "wrong"} <= kinds.keys()
-        total["value"] += tree.nodes[0].value
-        total["steps"] += len(tree.nodes) - 1
-        total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
-    ended = max(1, endings.total())
-    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
-    return counts | {
-        "root_value": total["value"] / max(1, total["trees"]),
-        "endings": {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)},
-        "tokens_per_step": total["tokens"] / max(1, total["steps"]),
-    }
-
-
-REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
-          "deep": "solutions have more steps than allowed: raise --depth",
-          "unanswered": f"solutions end without '{tasks.MARKER}': let --bootstrap teach the form, or take a "
-                        "model that follows the instruction"}
-
-
-def explain(found):
-    """What `describe` found, and what to change if most solutions failed in form."""
-    shares = found["endings"]
-    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
-    text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
-            f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
-            f"{found['tokens_per_step']:.0f} tokens a step")
-    if shares["right"] + shares["wrong"] < 0.5:
-        worst = max(REMEDY, key=shares.get)
-        text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
-    return text
-
-
 def train_round(run):
     """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
     here starts from the weights of the round before again, asks for the reference, and then goes on."""
     args, policy = run.args, run.policy
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
-        found = explain(describe(trees_of_round(run)))
+        found = mcts.explain(mcts.describe(trees_of_round(run)))
         raise InputError(f"nothing to train on in round {run.round}: {found}. Training needs a correct "
                          "solution (any with --keep-unsolved), dpo also a wrong one, step-dpo siblings of "
                          "different value: search more, or take questions of another difficulty")
@@ -1870,7 +1827,7 @@ def add_number(group, flag, default, text):
 def add_bootstrap_flags(group):
     add = group.add_argument
     add("--bootstrap", action=argparse.BooleanOptionalAction, default=True,
-        help="imitate the model's own correct, well-formed responses first, if that helps")
+        help="imitate the model's own correct, well-formed responses first, if that helps (default: yes)")
     add("--bootstrap-shots", type=int, choices=range(len(WORKED) + 1), metavar="N",
         help="worked examples in the prompt (default: 0 with a chat template, else 3; paper: few-shot)")
     add_number(group, "bootstrap-questions", 500, "that are sampled, a fifth of them held back; paper: 10000")
@@ -1977,8 +1934,11 @@ def export_command(args):
     if not args.model and not beside.exists():
         raise InputError(f"there is no model beside {args.trees[0]}: give the --model that searched them")
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
-    trees = own_trees(args.trees, tokenizer)
+    trees = list(own_trees(args.trees, tokenizer))
     rows = list(export(trees, args.export, tokenizer, args.paths, args.seed))
+    if not rows:
+        raise InputError(f"no row to export: {mcts.explain(mcts.describe(trees))}; sft needs a correct "
+                         "solution, dpo also a wrong one")
     with told(f"write {args.out}"), open(args.out, "wb", buffering=0) as out:
         for row in rows:
             tasks.write_line(out, row)

@@ -1680,9 +1680,11 @@ def main():
     result = evaluate(sample, problems, args.trials, out=args.out, settings=asked_of)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"
+    lengths = [response["tokens"] for record in result["responses"] for response in record["responses"]]
+    cut = sum(length >= args.max_new_tokens for length in lengths) / max(1, len(lengths))
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"
           f"accuracy {100 * result['accuracy']:.1f} ± {spread} % (mean, standard error of the trials), "
-          f"{100 * result['unanswered']:.1f} % of the responses without an answer")
+          f"{100 * result['unanswered']:.1f} % of the responses without an answer, {100 * cut:.1f} % cut")
 
 
 if __name__ == "__main__":

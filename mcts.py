@@ -415,6 +415,8 @@ def load_model(name: str, device=None, dtype: str | None = None):
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
     device = pick_device(device)
+    if name.count("/") == 1 and not os.path.exists(name) and tasks.ranks()[0] == 0:
+        print(f"there is no folder {name} here: looking for it on the Hugging Face hub", file=sys.stderr)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
@@ -1623,10 +1625,11 @@ MARKS = {"right": "+", "wrong": "-"}
 
 def picture(tree, width=110, i=0, indent=""):
     """Lines that show `tree` from node i on: the credit on each edge, V, N and the step on each node; +
-    right, - wrong, x failed. Steps below which nothing ended (N = 0) are left out."""
+    right, - wrong, x failed. Steps below which nothing ended (N = 0) are only counted."""
     node = tree.nodes[i]
     if i == 0:
-        yield f"{paint(node.counts, node.value)} {tree.question} -> {tree.answer}"
+        question = " ".join(tree.question.split())
+        yield f"{paint(node.counts, node.value)} {question} -> {tree.answer}"
     children = [j for j in node.children if tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
@@ -1640,6 +1643,9 @@ def picture(tree, width=110, i=0, indent=""):
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
         yield from picture(tree, width, j, indent + deeper)
+    unvisited = sum(node.visits == 0 for node in tree.nodes)
+    if i == 0 and unvisited:
+        yield f"(without {unvisited} steps not visited)"
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>
@@ -1677,18 +1683,58 @@ def label(tree, i):
     node = tree.nodes[i]
     counts = f'<b style="background: hsl({60 + 60 * node.value:.0f} 80% 85%)">{node.counts}</b>'
     if i == 0:
-        outcome = html.escape(f"-> {tree.answer} · {listed(tree.endings())}")
+        listed = ", ".join(f"{n} {end}" for end, n in tree.endings().most_common())
+        outcome = html.escape(f"-> {tree.answer} · {listed}")
         return f"{counts} <pre>{html.escape(tree.question)}</pre> <i>{outcome}</i>"
     end = tree.ending(i) if node.terminal else ""
     kind = end if end in MARKS else "failed" if end else ""
     mark = MARKS.get(end, f"x {end}:" if end else "")
     text = html.escape(f"{mark} {node.text.strip()}")
-    return f'<i>{tree.credit(i):+.2f}</i> {counts} <pre class="{kind}">{text}</pre>'
+    credit = f"{tree.credit(i):+.2f}" if node.visits else "unvisited"
+    return f'<i>{credit}</i> {counts} <pre class="{kind}">{text}</pre>'
 
 
-def listed(endings):
-    """A Counter in words."""
-    return ", ".join(f"{n} {end}" for end, n in endings.most_common()) or "none"
+def describe(trees):
+    """Of some trees: how many, how many with a right and a valid wrong solution, the mean value of the root,
+    tokens a step, and the share of each kind of ending."""
+    endings = Counter()
+    total = Counter()
+    for tree in trees:
+        kinds = tree.endings()
+        endings += kinds
+        total["trees"] += 1
+        total["with right"] += "right" in kinds
+        total["with wrong"] += "wrong" in kinds
+        total["mixed"] += {"right", "wrong"} <= kinds.keys()
+        total["value"] += tree.nodes[0].value
+        total["steps"] += len(tree.nodes) - 1
+        total["tokens"] += sum(len(node.tokens) for node in tree.nodes)
+    ended = max(1, endings.total())
+    counts = {key: total[key] for key in ("trees", "with right", "with wrong", "mixed")}
+    return counts | {
+        "root_value": total["value"] / max(1, total["trees"]),
+        "endings": {kind: endings[kind] / ended for kind in ("right", "wrong", *REMEDY)},
+        "tokens_per_step": total["tokens"] / max(1, total["steps"]),
+    }
+
+
+REMEDY = {"cut": "steps reach the limit of tokens: raise --max-step-tokens",
+          "deep": "solutions have more steps than allowed: raise --depth",
+          "unanswered": f"solutions end without '{MARKER}': let --bootstrap of dvo.py teach the form, or take a "
+                        "model that follows the instruction"}
+
+
+def explain(found):
+    """What `describe` found, and what to change if most solutions failed in form."""
+    shares = found["endings"]
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
+            f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
+            f"{found['tokens_per_step']:.0f} tokens a step")
+    if shares["right"] + shares["wrong"] < 0.5:
+        worst = max(REMEDY, key=shares.get)
+        text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
+    return text
 
 
 # ---------------------------------------------------------------- the command line
@@ -1735,7 +1781,6 @@ def search_file(args):
     if os.path.realpath(args.out) == os.path.realpath(args.data):
         raise InputError(f"--out is --data, {args.out}: choose another file for the trees")
     problems = tasks.load_problems(args.data, split="train")[:args.limit]
-    endings = Counter()
     with open_lines(args.out) as out:
         left = not_searched(problems[rank::world], args.out, settings)
         model, tokenizer = load_model(args.model, args.device, args.dtype)
@@ -1743,9 +1788,8 @@ def search_file(args):
         with tasks.progress("search", total, "iteration", disable=rank > 0) as bar:
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 write_line(out, tree.record())
-                endings += tree.endings()
-    print(f"{args.out}: searched {len(left)} questions, {len(problems)} in all; endings: {listed(endings)}",
-          file=sys.stderr)
+    found = explain(describe(read_trees(args.out)))
+    print(f"{args.out}: {len(left)} questions searched now; {found}", file=sys.stderr)
 
 
 def not_searched(problems, path, settings):

@@ -691,7 +691,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for command in search, scale, train, match:
-        sub = commands.add_parser(command.__name__, help=command.__doc__.splitlines()[0])
+        sub = commands.add_parser(command.__name__, help=" ".join(command.__doc__.split()))
         sub.set_defaults(run=command)
         if command is match:
             sub.add_argument("--cases", required=True, help="file of labelled pairs")

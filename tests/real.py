@@ -132,7 +132,7 @@ def report(args):
     for name in "trees", "held-out":
         path = args.out / f"{name}.jsonl"
         if path.exists():
-            found[name] = dvo.describe(mcts.read_trees(path))
+            found[name] = mcts.describe(mcts.read_trees(path))
     right = {}
     for path in sorted(args.out.glob("eval-*.jsonl")):
         name = path.stem.removeprefix("eval-")

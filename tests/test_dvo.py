@@ -667,9 +667,9 @@ def ended(kind, tokens=(7,), text="So 7"):
     ([ended("right")], "1 have a correct solution, 0 a valid wrong one"),
     ([ended("invalid", tokens=[7] * 5)], "raise --max-step-tokens"),
     ([ended("invalid", text="So 7.\n\n")], "raise --depth"),
-    ([ended("invalid", tokens=[7, 0])], "let --bootstrap teach the form")])
+    ([ended("invalid", tokens=[7, 0])], "let --bootstrap of dvo.py teach the form")])
 def test_a_search_says_how_solutions_ended_and_what_to_change(trees, words):
-    assert words in dvo.explain(dvo.describe(trees))
+    assert words in mcts.explain(mcts.describe(trees))
 
 
 # ---------------------------------------------------------------- export, and the saved model

@@ -1428,16 +1428,17 @@ V -0.33  N 3   1 + 1? -> 2
 │  ├─ +1.00 ─ V +1.00  N 1   + Final Answer: 2
 │  └─ -1.00 ─ V -1.00  N 1   x naïve
 └─ -0.67 ─ V -1.00  N 1     Guess, then see.
-   └─ +0.00 ─ V -1.00  N 1   - Final Answer: 3"""
+   └─ +0.00 ─ V -1.00  N 1   - Final Answer: 3
+(without 1 steps not visited)"""
 
 
 def test_drawing(capsys, monkeypatch):
-    """Plain text, where stdout is no terminal; without the steps that were not visited. On the edges credits:
+    """Plain text, where stdout is no terminal; the steps not visited are only counted. On the edges credits:
     +0.33 is 0 + 1/3, -0.67 is -1 + 1/3."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\n".join(mcts.picture(small_tree())) == DRAWING
     narrow = list(mcts.picture(small_tree(), width=38))
-    assert narrow[-2] == "└─ -0.67 ─ V -1.00  N 1     Guess, th…"
+    assert narrow[-3] == "└─ -0.67 ─ V -1.00  N 1     Guess, th…"
     assert max(map(len, narrow)) == 38
 
 
@@ -1539,7 +1540,7 @@ def test_the_command_goes_on(folder, tmp_path, monkeypatch, capsys):
     assert out.read_text().startswith(whole)
     command(monkeypatch, *flags(folder, out))
     assert questions(out) == sorted(ASKED)
-    assert "searched 0 questions, 4 in all" in capsys.readouterr().err
+    assert "0 questions searched now; of 4 questions" in capsys.readouterr().err
     with pytest.raises(InputError, match="trees of iterations 3, not 5: choose another --out"):
         command(monkeypatch, *flags(folder, out, "--iterations", 5))
 
