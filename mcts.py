@@ -8,13 +8,14 @@
 A *step* is the text up to a blank line; a node of the tree is one step; the search repeats
 
     select   walk down from the root by PUCT                        Q + c * prior * sqrt(N(s)) / (1 + N(s'))
-    expand   sample `breadth` next steps from the policy
-    backup   N and V up from a step that ended a solution           V = mean outcome: +1 right, -1 wrong
+    expand   sample next steps from the policy, keep `breadth` different ones
+    backup   N and V up from each step at which a path ended        V = mean outcome: +1 right, else -1
 
 The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
 machine: the model, the random numbers, and the engine, where the time goes. All samples in flight go through
 the model as ONE row of N tokens; only attention knows which token belongs to which path. The keys and values
-(KV) of a path are kept once and shared by the siblings sampled from it.
+(KV) of a path are kept once and shared by the siblings sampled from it. To let its own attention in, the file
+puts a function before transformers' "sdpa" when it is imported; other calls of a model are as they were.
 """
 import argparse
 import contextlib
@@ -43,7 +44,7 @@ from eval import MARKER, InputError, check_range, open_lines, reason, run_comman
 
 if __name__ == "__main__":
     tasks.watch_imports()
-if "PYTORCH_ALLOC_CONF" not in os.environ:      # what torch reads; by its older name, first
+if "PYTORCH_ALLOC_CONF" not in os.environ:      # else the user has set it; below its name in any torch
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import numpy as np
@@ -122,12 +123,19 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
         shown = [examples] if examples else []
         prompt = format.prompt(tokenizer, question, *shown)
         return encode(tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
-    quoted = [*chain(*examples), question]
+    said = [*chain(*examples), question]
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    quoted = said if any(token in text for text in said for token in special) else []
+    if quoted:                                  # their places for now, see `encode`
+        said = [f"\ue000{n}\ue001" for n in range(len(quoted))]
     if tokenizer.chat_template is not None:
-        text = chat(tokenizer, format.instruction, quoted)
+        text = chat(tokenizer, format.instruction, said)
         return encode(tokenizer, text, quoted, add_special_tokens=False)
-    shown = "".join(f"Problem: {q}\n\nSolution:\n\n{solution}\n\n\n" for q, solution in examples)
-    text = f"{format.instruction}\n\n{shown}Problem: {question}\n\nSolution:\n\n"
+    *shown, question = said
+    text = f"{format.instruction}\n\n"
+    for asked, solution in zip(shown[::2], shown[1::2]):
+        text += f"Problem: {asked}\n\nSolution:\n\n{solution}\n\n\n"
+    text += f"Problem: {question}\n\nSolution:\n\n"
     return encode(tokenizer, text.lstrip("\n"), quoted)
 
 
@@ -153,18 +161,18 @@ def chat(tokenizer, instruction, said):
 
 
 def encode(tokenizer, text, quoted=(), add_special_tokens=True):
-    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end, and what looks like a
-    special token in one of the `quoted` parts stays text."""
+    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end. `quoted` are texts in
+    which what looks like a special token stays text; `text` holds the number of each between two characters
+    that no text has."""
     if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         add_special_tokens = False
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    pieces = [text]
-    if any(token in part for part in quoted for token in special):
-        parts = "|".join(re.escape(part.strip()) for part in quoted if part.strip())
-        pieces = re.split(f"({parts})", text)                       # every second one is quoted
+    pieces = re.split("\ue000(\\d+)\ue001", text) if quoted else [text]     # every second one is a number
     ids = []
     for n, piece in enumerate(pieces):
-        how = dict(split_special_tokens=True) if n % 2 else {}
+        how = {}
+        if n % 2:
+            piece = quoted[int(piece)]
+            how["split_special_tokens"] = True
         ids += tokenizer(piece, add_special_tokens=add_special_tokens and n == 0, **how).input_ids
     if ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token):
         ids.pop()
@@ -186,7 +194,7 @@ class Node:
     parent: int               # index of the node of s_t, -1 at the root
     tokens: list              # the step, with the token that completed its end or the EOS
     logprob: float = 0.0      # log pi(a|s), summed over the step's tokens, at temperature 1
-    visits: int = 0           # N: outcomes backed up through this node
+    visits: int = 0           # N: outcomes backed up through this node, not how often it was selected
     value: float = 0.0        # V in [-1, 1]: their mean; 0 while there is none
     reward: int = 0           # r: 0 inside the tree, +1 or -1 on a terminal step
     terminal: bool = False
@@ -195,7 +203,7 @@ class Node:
     count: int = 1            # how many of the samples drawn at the expansion were this step
     children: list = field(default_factory=list, repr=False)   # indices
     depth: int = 0            # steps from the root
-    exhausted: bool = False   # every path below has ended
+    exhausted: bool = False   # every path below has ended; known while it is searched, not stored
 
     @property
     def prior(self):
@@ -207,7 +215,7 @@ class Node:
         return self.terminal or self.exhausted
 
     @property
-    def counts(self):
+    def summary(self):
         return f"V {self.value:+.2f}  N {self.visits:<3}"
 
 
@@ -246,8 +254,8 @@ class Tree:
         return nodes[::-1]
 
     def credit(self, i: int) -> float:
-        """The credit of step i, in [-2, 2]. V of an ended state is 0 here, so a terminal step has credit
-        r - V(s), and the credits along a path sum to r - V(s_0)."""
+        """The credit of step i, in [-2, 2]. After a terminal step V(s') is 0 here, whatever `value` shows: so
+        its credit is r - V(s), and the credits along a path sum to r - V(s_0)."""
         node = self.nodes[i]
         after = 0 if node.terminal else node.value
         return credit(node.reward, after, before=self.nodes[node.parent].value)
@@ -310,8 +318,9 @@ def grow(tree, outcome, *, iterations, breadth, depth, c_puct):
     outcome(token ids of an ended response) -> its reward and whether its form is valid.
 
     What the paper leaves open: a terminal node is backed up once, when it is created, and never selected
-    again, which would pull V from the policy's mean towards the maximum. There are no rollouts: the entropy
-    of the soft value cancels the KL penalty of its objective, so the plain outcome is backed up.
+    again: to visit the best one over and over would pull V from the mean outcome towards the maximum. There
+    are no rollouts, and no KL penalty in what is backed up: in the value of a KL-regularised policy that is
+    its own reference, the log-ratio is 0, which leaves the mean of the plain outcomes.
     """
     for _ in range(iterations):
         leaf = select(tree, c_puct)
@@ -326,8 +335,8 @@ def grow(tree, outcome, *, iterations, breadth, depth, c_puct):
 
 
 def select(tree, c_puct):
-    """The leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior.
-    The root of N(s) and c are those of the authors' code."""
+    """The leaf that PUCT reaches from the root, None if every path has ended. Ties go to the larger prior: so
+    it goes by the prior alone while nothing has ended below. sqrt(N(s)) and c are as in the authors' code."""
     nodes = tree.nodes
     if nodes[0].exhausted:
         return None
@@ -336,7 +345,7 @@ def select(tree, c_puct):
         explore = c_puct * math.sqrt(nodes[i].visits)
 
         def score(j):
-            Q = nodes[j].value                                      # 0 if unvisited
+            Q = nodes[j].value                                      # 0 if unvisited; r = 0: it has not ended
             U = explore * nodes[j].prior / (1 + nodes[j].visits)
             return Q + U, nodes[j].prior
         open_children = [j for j in nodes[i].children if not nodes[j].ended]
@@ -348,7 +357,7 @@ def expand(tree, leaf, samples, breadth):
     """Add the sampled steps below `leaf`. Returns (index, how it ended) of each new node.
 
     Samples of the same text and ending are one action, represented by the first of them; `count` keeps how
-    many there were. Of the actions the `breadth` most probable stay, in the order in which they were drawn.
+    many there were. Of the actions the `breadth` largest pi(a|s) stay, in the order in which they were drawn.
     """
     actions = {}
     for s in samples:
@@ -382,12 +391,12 @@ def judge(tree, i, end, outcome, depth):
 
 def backup(tree, i):
     """Count the outcome of terminal node i in N and V of every node on its path, from itself to the root."""
-    outcome = tree.nodes[i].reward
+    reward = tree.nodes[i].reward
     while i >= 0:
         node = tree.nodes[i]
         node.visits += 1
-        node.value += (outcome - node.value) / node.visits      # so V = sum_a N(s')(r + V(s')) / sum_a N(s')
-        i = node.parent
+        node.value += (reward - node.value) / node.visits       # so V = sum_a N(s')(r + V(s')) / sum_a N(s'),
+        i = node.parent                                         # where V(s') after a terminal step is 0
 
 
 def close(tree, i):
@@ -460,7 +469,7 @@ def load(what, function, name, **how):
 # ---------------------------------------------------------------- the model: attention of our own
 
 
-own_sdpa = AttentionInterface()["sdpa"]
+library_sdpa = AttentionInterface()["sdpa"]
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **how):
@@ -471,10 +480,10 @@ def attend(module, query, key, value, attention_mask, scaling=None, sliding_wind
     """
     attention = getattr(attention_mask, "attention", None)
     if attention is None:
-        if attention_mask is not None and attention_mask.numel() < query.shape[2]:
+        if attention_mask is not None and attention_mask.numel() < query.shape[2]:      # ours, see call_model
             raise InputError("its forward copies the mask (in activation checkpointing: use_reentrant=False)")
-        return own_sdpa(module, query, key, value, attention_mask, scaling=scaling,
-                        sliding_window=sliding_window, **how)
+        return library_sdpa(module, query, key, value, attention_mask, scaling=scaling,
+                            sliding_window=sliding_window, **how)
     for name in "softcap", "s_aux", "position_bias":
         if how.get(name) is not None:
             raise InputError(f"its attention has a {name}, which ours lacks")
@@ -496,8 +505,8 @@ def call_model(model, tokens: torch.Tensor, positions: torch.Tensor, attention: 
     k (B, H, T, D), v (B, H, T, Dv); layer: 0, 1, ... within a forward, in a recomputation any number; window:
     how many positions back the layer sees, itself included, None without limit. Differentiable.
     """
-    shape = (1, 1, 1, 1)                        # a 4D mask is passed on as it is
-    mask = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+    # No mask at all, but what every model hands down to its layers untouched, if it is 4D: our messenger.
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
     mask.attention = attention
     mask.calls = 0
     return model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False, **how)
@@ -537,11 +546,11 @@ def tree_attention(seen: torch.Tensor, positions: torch.Tensor) -> Callable:
 
 
 def causal_lm(model):
-    """`model`, or the causal LM that it wraps."""
+    """`model`, or the causal LM that it wraps, as dvo.Policy does."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
-def backbone(lm):
+def backbone_name(lm):
     """The name of the part of causal LM `lm` that makes its hidden states."""
     if hasattr(lm, lm.base_model_prefix):
         return lm.base_model_prefix
@@ -550,11 +559,11 @@ def backbone(lm):
 
 def hidden_states(lm, tokens, positions, attention) -> torch.Tensor:
     """(B, T, D) the last hidden states of causal LM `lm`, see call_model."""
-    return call_model(getattr(lm, backbone(lm)), tokens, positions, attention)[0]
+    return call_model(getattr(lm, backbone_name(lm)), tokens, positions, attention)[0]
 
 
 def pass_on(*args, inputs_embeds=None, **how):
-    """Stands for a backbone: its input embeddings are the last hidden states."""
+    """Stands for a backbone, see `logits_of`: its input embeddings are the last hidden states."""
     return Hidden((inputs_embeds,))
 
 
@@ -572,9 +581,9 @@ class Hidden(tuple):
 def logits_of(lm) -> Callable:
     """The function from last hidden states (R, D) to logits (R, V): exactly what the forward of causal LM
     `lm` makes of them, with scaling, caps and dense layers. Differentiable; shares the parameters."""
-    head = lm.__class__.__new__(lm.__class__)   # the LM without its backbone
+    head = lm.__class__.__new__(lm.__class__)   # the same LM, with `pass_on` in place of its backbone
     head.__dict__.update(lm.__dict__)
-    head.__dict__["_modules"] = lm._modules | {backbone(lm): pass_on}
+    head.__dict__["_modules"] = lm._modules | {backbone_name(lm): pass_on}
     return lambda hidden: head(inputs_embeds=hidden[None]).logits[0]
 
 
@@ -583,7 +592,8 @@ def logits_of(lm) -> Callable:
 
 NOT_FINITE = "{} logits are not finite: its weights hold NaN, or numbers too large for their type"
 
-# Beyond these a token sees other tokens than those of its path, or sees them otherwise.
+# Names of lengths in configs, beyond which a token sees other tokens than those of its path, or sees them
+# otherwise: nobody trained it there (max_position), or Llama 4, Doge and others change their attention.
 LIMITS = "max_position_embeddings", "attention_chunk_size", "floor_scale", "keep_window_size"
 
 
@@ -600,10 +610,10 @@ def context_length(model) -> int:
     return min(filter(None, limits), default=sys.maxsize)
 
 
-# What a passed check found: of what type the weights were, the window within which all is exact (None: at any
-# length), the (heads, size) of keys and of values in every layer, their type, and the number of logits.
-Served = namedtuple("Served", "weights window layers dtype vocabulary")
-CHECKING = threading.Lock()
+# What a passed check found: for which weights' type and mode, the window within which all is exact (None: at
+# any length), the (heads, size) of keys and of values in every layer, their type, and the number of logits.
+Served = namedtuple("Served", "checked window layers dtype vocabulary")
+CHECKING = threading.Lock()                     # of a model that several threads use: it changes its windows
 
 
 def check_model(model) -> None:
@@ -611,13 +621,14 @@ def check_model(model) -> None:
     A passed check is remembered in the model."""
     with CHECKING:
         lm = causal_lm(model)
-        if "served" in vars(model) and model.served.weights == lm.dtype:
+        checked = lm.dtype, model.training
+        if "served" in vars(model) and model.served.checked == checked:
             return
         name = type(lm).__name__
         try:
             with torch.no_grad():
                 refuse_by_name(model)
-                model.served = Served(lm.dtype, *within_windows(model))
+                model.served = Served(checked, *within_windows(model))
         except torch.OutOfMemoryError:
             raise InputError(f"{name} leaves no memory on {model.device} to run 18 tokens") from None
         except Exception as error:              # whatever its own code raises
@@ -645,13 +656,14 @@ def refuse_by_name(model):
 
 
 def within_windows(model):
-    """The rest of Served: exact at any length if that is true, else within the smallest window."""
+    """The rest of Served. First with windows so small that the few tokens of `compare` look beyond them: if
+    that is exact, all is, at any length; else as the model is, and only within its smallest window."""
     modules = [*model.modules()]
     owners = modules + [getattr(module, "config", None) for module in modules]
     owners = [owner for owner in owners if isinstance(getattr(owner, "sliding_window", None), int)]
     windows = [owner.sliding_window for owner in owners]
     try:
-        for owner, window in zip(owners, windows):      # so small that a few tokens look beyond them
+        for owner, window in zip(owners, windows):
             owner.sliding_window = min(4, window)
         return None, *compare(model)
     except Exception:
@@ -805,11 +817,18 @@ def gumbel_argmax(p, words, token_hash):
 
 # ---------------------------------------------------------------- the engine: keys and values
 
+# Its words. A *job*: draw `siblings` samples after a path (the prompt and the steps to a leaf). It waits until
+# a *lane* of the cache is free, which takes the KV of its path, and becomes as many *drafts*, which share the
+# lane; a forward draws one token for the drafts of all lanes; a draft that ends becomes a *sample*. The KV of
+# a path lies in the store, a *segment* a step, where the jobs of its children find it:
+#
+#     leaf -> Job -> waits -> lane -> drafts a, b, c -> a token each -> ... -> Samples -> children of the leaf
+
 
 class Cache:
     """Keys and values of the paths being sampled from: memory that is taken once, cut into lanes of `stride`
-    columns, lane s from s * stride on. A lane holds, for a path of n tokens but its last and G = 3 siblings
-    a, b, c, whose inputs are a0 = b0 = c0 (the last token of the path), then what each has drawn:
+    columns, lane s from s * stride on. A lane holds n columns for all tokens of a path but the last; then
+    come, of G = 3 siblings a, b, c, the inputs: a0 = b0 = c0, the last token of the path, and what each drew:
 
         column      0 ... n-1    n    n+1  n+2  n+3  n+4  n+5  n+6 ...
         token       the path     a0   b0   c0   a1   b1   c1   a2
@@ -817,7 +836,7 @@ class Cache:
 
     So input t of sibling g stands in column n + t * G + g, at position n + t: nothing else is to be known.
     """
-    CALL = 400                # what one more call of attention costs a CPU, in columns of a sibling
+    CALL = 400                # a call of attention costs a CPU as much as so many columns of one sibling
 
     def __init__(self, layers, dtype, device, *, lanes, siblings, columns):
         """layers: of each layer the (heads, size) of its keys and of its values; columns: of all lanes."""
@@ -852,7 +871,7 @@ class Cache:
         target = [torch.arange(used[lane]) + number * stride for lane, number in numbers.items()]
         self.stride = stride
         stop = self.room() * stride
-        for block in self.blocks:               # 0 * NaN is NaN
+        for block in self.blocks:               # a column that is not seen weighs 0, but 0 * NaN is NaN
             block[:, :, self.clean:stop] = 0
         self.clean = max(self.clean, stop)
         if used:
@@ -893,9 +912,9 @@ def prefill(model, cache, lane, start, tokens):
         column = torch.arange(stop, device=cache.device)
         position = column[begin:]
         behind = position[:, None] - column                         # (T, stop)
-        all_in_lane = slice(lane, lane + 1), slice(None), stop
+        group = slice(lane, lane + 1), slice(None), stop            # all rows, in this lane
         at = lane * cache.stride + position
-        attention = lane_attention(cache, at, behind >= 0, behind, [all_in_lane])
+        attention = lane_attention(cache, at, behind >= 0, behind, [group])
         call_model(model, part[None], position[None], attention, logits_to_keep=1)
 
 
@@ -904,34 +923,40 @@ def decode(model, cache, table):
     int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
     tokens it has drawn. The other x rows come back on the device: so a forward copies to it once."""
     lanes, firsts, alive = np.unique(table[1], return_index=True, return_counts=True)
-    S = lanes[-1] + 1
     G = cache.siblings
-    _, _, sibling, start, length = table[:5]
-    used = np.maximum.reduceat(start + length * G + sibling + 1, firsts)
+    columns_of = table[3] + table[4] * G + table[2] + 1             # of each sample, its new one included
+    used = np.maximum.reduceat(columns_of, firsts)                  # of each lane
     used = np.minimum(cache.stride, -(-used // 16) * 16)            # kernels like whole blocks
-    spared = S * G * used.max() - (alive * used).sum()              # if each lane is attended to by itself
-    few_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
     newest, lane, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
-    if few_threads and spared > cache.CALL * len(lanes):
+    if lane_by_lane(cache, lanes, alive, used):
         groups = []
-        for n, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
-            groups.append((slice(n, n + 1), slice(first, stop), columns))
+        for number, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
+            groups.append((slice(number, number + 1), slice(first, stop), columns))
         place = slice(None)
-    else:                                       # all in one call, with a token for each sibling, there or not
+    else:           # all lanes up to the last in one call, G rows each: where a sibling has ended, row 0 again
+        S = lanes[-1] + 1
         place = lane * G + sibling
-        tokens = place.new_zeros(S * G)
-        tokens[place] = torch.arange(len(lane), device=cache.device)
-        groups = [(slice(0, S), tokens, used.max())]
+        rows = place.new_zeros(S * G)
+        rows[place] = torch.arange(len(lane), device=cache.device)
+        groups = [(slice(0, S), rows, used.max())]
     attention = lane_attention(cache, at, seen, behind, groups, place)
     position = start + length
     logits = call_model(model, newest[None], position[None], attention).logits[0]
     return logits, others
 
 
+def lane_by_lane(cache, lanes, alive, used):
+    """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
+    whose threads a single lane keeps busy, which has work for as many threads as heads."""
+    spared = (lanes[-1] + 1) * cache.siblings * used.max() - (alive * used).sum()
+    lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
+    return lane_fills_threads and spared > cache.CALL * len(lanes)
+
+
 def sight(columns, G, sibling, start, length):
-    """What N siblings, see `decode`, see in their lanes, the path and what each has drawn; and how many
+    """What N samples, see `decode`, see in their lanes: the path, and what each itself has drawn; and how many
     positions behind that is: (N, columns) each."""
     n = start[:, None]
     column = torch.arange(columns, device=start.device)
@@ -945,24 +970,24 @@ def sight(columns, G, sibling, start, length):
 def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
     """An attention for call_model of N tokens, whose keys and values become columns `at` (N,) of the cache.
 
-    seen, behind (N, C): see `masked_attention`. groups: (lanes, tokens, columns): which lanes are attended to
-    together, as far as which column, and by which tokens, as many for each lane. place: that of each token
-    among those of the groups.
+    seen, behind (N, C): see `masked_attention`. groups: (lanes, rows, columns): which lanes are attended to
+    together, by which of the N rows, as many for each lane, and as far as which column. place: where each of
+    the N comes in what the groups return.
     """
     parts = []
-    for lanes, tokens, columns in groups:
+    for lanes, rows, columns in groups:
         split = (lanes.stop - lanes.start, -1)
-        masks = [mask[tokens, :columns].unflatten(0, split) for mask in (seen, behind)]
-        parts.append((lanes, tokens, columns, split, masked_attention(*masks)))
+        masks = [mask[rows, :columns].unflatten(0, split) for mask in (seen, behind)]
+        parts.append((lanes, rows, columns, split, masked_attention(*masks)))
 
     def attention(layer, window, q, k, v, scaling):
         K, V = cache.extend(at, layer, k, v)                        # (S, H, stride, D)
         queries = q[0].transpose(0, 1)                              # (N, Hq, D)
         outs = []
-        for lanes, tokens, columns, split, attend_in_lanes in parts:
-            own = queries[tokens].unflatten(0, split).transpose(1, 2)       # (lanes, Hq, T, D)
+        for lanes, rows, columns, split, attend_in_lanes in parts:
+            asking = queries[rows].unflatten(0, split).transpose(1, 2)      # (lanes, Hq, T, D)
             keys, values = K[lanes, :, :columns], V[lanes, :, :columns]
-            out = attend_in_lanes(layer, window, own, keys, values, scaling)
+            out = attend_in_lanes(layer, window, asking, keys, values, scaling)
             outs.append(out.flatten(0, 1))                          # (lanes * T, Hq, Dv)
         return torch.cat(outs)[place][None]
     return attention
@@ -971,16 +996,20 @@ def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
 @dataclass
 class Store:
     """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
-    used goes first, then what was not used for longest; it is computed again when needed."""
+    used goes first, then what was not used for longest; it is computed again when needed.
+
+    The segment of a step holds the inputs that predicted it: the last token of its parent and its own but the
+    last, which is the first input of its children.
+    """
     budget: float
     stored: int = 0
     segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
 
-    def keep(self, key, segment, soon=False):
-        """soon: it may go before all others."""
+    def keep(self, key, segment, goes_first=False):
+        """goes_first: before all others, since most steps are never gone on from."""
         if key not in self.segments:
             self.segments[key] = segment
-            self.segments.move_to_end(key, last=not soon)
+            self.segments.move_to_end(key, last=not goes_first)
             self.stored += sum(block.nbytes for block in segment)
         while self.stored > self.budget and self.segments:
             self.forget([next(iter(self.segments))])
@@ -1018,11 +1047,12 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after: of its siblings those that share a lane, from `first` on."""
+    """A path to draw samples after: of its siblings those that share a lane, from `first` on. What `submit`
+    and `serve` set comes after `order`."""
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
-    order: object = 0         # the lowest goes first; the engine makes it (order, number of the job, first)
+    order: object = 0         # the lowest goes first; `submit` makes it (order, number of the job, first)
     owner: object = None      # the coroutine that waits for the samples
     keys: set = field(default_factory=set)      # of all KV stored for the owner, to be forgotten with it
     samples: list = None      # the result, of all siblings
@@ -1046,7 +1076,7 @@ class Draft:
     start: int                # columns of its path
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
-    text: str = ""            # of its step so far, without the blanks that it began with
+    text: str = ""            # of its step so far, without the blanks that it began with (see Engine.begin)
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
 
@@ -1054,8 +1084,8 @@ class Draft:
 @dataclass
 class Scheduler:
     """Which samples the next forward draws for: drafts up to max_live, as far as there is memory: long paths
-    leave room for fewer lanes. Where samples outgrow it, the youngest job gives its lane up and starts again
-    later, to draw the same, as its random words are the same."""
+    leave room for fewer lanes. Where samples outgrow it, the job that is last in order gives its lane up and
+    starts again later, to draw the same, as its random words are the same."""
     cache: Cache
     max_live: int
     max_tokens: int
@@ -1071,11 +1101,12 @@ class Scheduler:
 
     def fits(self, start, deepest):
         """Whether there is memory, if need be alone, for samples after paths of start to deepest columns."""
+        # A deeper path needs more, until the context leaves its samples fewer tokens than max_tokens
         worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
         return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
 
     def used(self):
-        """{lane: its columns in use}."""
+        """{lane: its columns in use}, without those of the coming token."""
         used = {}
         for draft in self.drafts:
             columns = draft.start + len(draft.tokens) * self.cache.siblings
@@ -1083,7 +1114,8 @@ class Scheduler:
         return used
 
     def provide(self, columns, lanes):
-        """Whether there is memory for so many lanes, each of so many columns; widens them if need be."""
+        """Make so many lanes of so many columns, if there is memory; which lane is whose may change. Returns
+        whether there is."""
         used = self.used()
         if columns <= self.cache.stride and lanes <= self.cache.room():
             return True
@@ -1110,16 +1142,16 @@ class Scheduler:
         return heapq.heappop(self.waiting), min(free)
 
     def make_room(self):
-        """Make room for the coming tokens, or send the youngest jobs back. Returns the drafts given up."""
+        """Make room for the coming tokens, or send the last jobs back. Returns the drafts given up."""
         given_up = []
         while True:
             used = self.used()
             if self.provide(max(used.values()) + self.cache.siblings, len(used)):
                 return given_up
-            youngest = max(draft.job for draft in self.drafts)
-            given_up += [draft for draft in self.drafts if draft.job is youngest]
-            self.drafts = [draft for draft in self.drafts if draft.job is not youngest]
-            heapq.heappush(self.waiting, youngest)
+            last = max(draft.job for draft in self.drafts)
+            given_up += [draft for draft in self.drafts if draft.job is last]
+            self.drafts = [draft for draft in self.drafts if draft.job is not last]
+            heapq.heappush(self.waiting, last)
 
 
 class Ending:
@@ -1128,7 +1160,7 @@ class Ending:
     def __init__(self, engine, context):
         self.engine = engine
         self.context = context
-        self.decode = functools.partial(engine.tokenizer.decode, **PLAIN)
+        self.text_of = functools.partial(engine.tokenizer.decode, **PLAIN)
         self.eos = eos_tokens(engine.model, engine.tokenizer)
         size = engine.model.served.vocabulary
         self.texts = vocabulary_texts(engine.tokenizer, len(engine.tokenizer), size)
@@ -1137,20 +1169,23 @@ class Ending:
                              "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, draft):
-        """Whether the newest token of `draft` completes the step's end after other text: alone (".\\n\\n") or
-        with tokens before it ("\\n", "\\n"). Blanks, or an end, that a step begins with do not count."""
+        """Add the newest token to the text of `draft`; whether it completes the step's end after other text,
+        alone (".\\n\\n") or with tokens before it ("\\n", "\\n"). Blanks, or an end, that a step begins with do
+        not count."""
         token = self.texts[draft.newest]
         draft.text = draft.text + token if draft.text else token.lstrip()
         step_end = self.engine.format.step_end
         unseen = len(draft.text) - len(token) - len(step_end) + 1       # where an end not yet seen may begin
-        return step_end in draft.text[max(1, unseen):]
+        unseen = max(1, unseen)                                         # not where the text begins
+        return step_end in draft.text[unseen:]
 
     def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
 
         1. At any EOS. 2. At the step's end after an announced answer: the solution. 3. At the step's end, or
-        with the last of the tokens that a step has: the step, unless an announced answer is still to come,
-        the whole response is wanted, or no other step would fit. 4. At a limit.
+        with the last of the tokens that a step has: the step, unless the whole response is wanted, no other
+        step would fit, or an announced answer is still to come (which a number of tokens does not wait for).
+        4. At a limit.
         """
         engine, format = self.engine, self.engine.format
         drawn = len(draft.tokens)
@@ -1160,7 +1195,7 @@ class Ending:
         at_end = self.step_ends(draft)
         counted = drawn == format.step_tokens
         if at_end or counted:
-            response = draft.job.thinking + self.decode(draft.job.said + draft.tokens)
+            response = draft.job.thinking + self.text_of(draft.job.said + draft.tokens)
             waits = format.waits(response)
             if at_end and not waits and format.announces(response):
                 return "answer"
@@ -1171,9 +1206,10 @@ class Ending:
 
 
 @functools.lru_cache(maxsize=2)
-def vocabulary_texts(tokenizer, tokens, size):
-    """The text of each of `size` logits' tokens; "" beyond the `tokens` of the tokenizer."""
-    ids = [[i] for i in range(min(tokens, size))]
+def vocabulary_texts(tokenizer, known, size):
+    """The text of each of `size` logits' tokens; "" beyond the `known` tokens, len(tokenizer), which is asked
+    for since a tokenizer may grow."""
+    ids = [[i] for i in range(min(known, size))]
     texts = tokenizer.batch_decode(ids, **PLAIN)
     return texts + [""] * (size - len(texts))
 
@@ -1193,16 +1229,16 @@ class Engine:
     tokenizer: object
     _: KW_ONLY
     siblings: int             # samples a job; more than SHARE take several lanes of the cache
-    slots: int | None = None  # jobs whose samples fill a forward; default: 80 samples on a CPU, else 320
+    slots: int | None = None  # jobs at a time; default: as many as make 80 samples on a CPU, else 320
     max_tokens: int
     temperature: float = 1.0
-    whole: bool = False       # samples are whole responses instead of steps; their KV is not kept
+    whole: bool = False       # samples are whole responses instead of steps, whose own KV is not kept
     format: Format = Format()
     kv_budget: float | None = None      # bytes of all keys and values; default: half the free memory
 
     SHARE = 8                 # siblings in a lane of the cache: each attends over what all of them added
 
-    @torch.inference_mode(False)            # its memory outlives the mode of who calls
+    @torch.inference_mode(False)            # else its memory could be written to in that mode only
     def __post_init__(self):
         check_model(self.model)
         fill = 80 if self.model.device.type == "cpu" else 320
@@ -1210,7 +1246,9 @@ class Engine:
         context = context_length(self.model)
         self.ending = Ending(self, context)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
-        self.opening = None, []                 # key and tokens with which prompts begin; outlives the trees
+        self.opening = None, []                 # key and tokens with which prompts begin, see share_opening
+        self.clients = {}                       # see serve
+        self.weights = []                       # see check_weights
         self.numbers = count()                  # of the jobs
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
         self.cache, self.store = take_memory(self, context)
@@ -1246,14 +1284,15 @@ class Engine:
     def advance(self):
         """Start jobs, draw one token for every live sample, and return the jobs that this completed."""
         while begun := self.schedule.next():
-            self.start(*begun)
+            self.begin(*begun)
         if not self.schedule.drafts:
             return []
         for draft in self.schedule.make_room():
             self.stats["sampled"] -= len(draft.tokens)
+        drafts = sorted(self.schedule.drafts, key=attrgetter("lane"))
         live = []
         completed = []
-        for draft, token, logprob in zip(self.schedule.drafts, *self.draw()):
+        for draft, token, logprob in zip(drafts, *self.draw(drafts)):
             draft.newest = token
             draft.tokens.append(token)
             draft.logprobs.append(logprob)
@@ -1267,22 +1306,21 @@ class Engine:
         self.schedule.drafts = live
         return completed
 
-    def start(self, job, lane):
+    def begin(self, job, lane):
+        """Turn `job` into drafts."""
         gather(self, job, lane)
         key, tokens = job.path[-1]
         words = random_words(key, self.max_tokens, self.siblings)
         # A step of a given number of tokens may have ended amid a line: its text goes on.
-        text = self.ending.decode(job.said) if self.format.step_tokens else ""
+        text = self.ending.text_of(job.said) if self.format.step_tokens else ""
         mine = job.samples[job.first:job.first + self.cache.siblings]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
                 own = words[job.first + sibling]
                 self.schedule.drafts.append(Draft(job, lane, sibling, job.start, own, tokens[-1], text))
 
-    def draw(self):
-        """The next token of every draft and its log-prob: two lists."""
-        drafts = self.schedule.drafts
-        drafts.sort(key=attrgetter("lane"))
+    def draw(self, drafts):
+        """The next token of each draft and its log-prob. The drafts are sorted by lane."""
         state = [(d.newest, d.lane, d.sibling, d.start, len(d.tokens)) for d in drafts]
         words = [draft.words[len(draft.tokens)] for draft in drafts]
         table = np.hstack((state, words)).T                         # (7, N)
@@ -1299,26 +1337,23 @@ class Engine:
 
     def finish(self, draft, end):
         """Turn `draft` into a Sample; keep the KV of a step."""
-        text = self.ending.decode(draft.tokens)
+        text = self.ending.text_of(draft.tokens)
         draft.job.samples[draft.job.first + draft.sibling] = Sample(draft.tokens, draft.logprobs, text, end)
         if end == "step":
             key = hash_tokens(draft.job.path[-1][0], draft.tokens)
             first = draft.lane * self.cache.stride + draft.start + draft.sibling
             segment = self.cache.take(first, len(draft.tokens), every=self.cache.siblings)
-            self.store.keep(key, segment, soon=True)
+            self.store.keep(key, segment, goes_first=True)
             draft.job.keys.add(key)
 
 
 def gather(engine, job, lane):
-    """Bring the KV of the path of `job` into `lane`: what is stored, and the rest computed.
-
-    The last token of the path is not part of it: it is the first input of every sibling. So a node's segment
-    is the KV of the inputs that predicted its step: the last token of its parent and its own but the last.
-    """
+    """Bring the KV of the path of `job` into `lane`, all tokens but the last: what is stored, and the rest
+    computed."""
     keys, steps = zip(*job.path)
     inputs = [*chain(*steps)]
     stops = accumulate(map(len, steps), initial=0)
-    bounds = [max(0, stop - 1) for stop in stops]                   # of the segments
+    bounds = [max(0, stop - 1) for stop in stops]                   # of the segments, see Store
     found = engine.store.find(keys)
     have, need = bounds[len(found)], bounds[-1]
     column = lane * engine.cache.stride
@@ -1418,16 +1453,20 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     depth              steps a solution may have
     max_step_tokens    a step cut at this length is a failure
     slots, kv_budget   see Engine
-    engine             a ready Engine, instead of slots, candidates, max_step_tokens and format
+    engine             a ready Engine of that model, instead of slots, candidates, max_step_tokens, format and
+                       kv_budget
     progress           called with the iterations completed; a tree that ends early counts its rest
 
     The same seed gives the same trees, whatever `slots` and `kv_budget`: random numbers belong to seed,
     question, path, sibling and position. (In float64; in float32 the rounding of another batch flips about
     one token in 10^7, in bfloat16 on a GPU about one in 100.) Raises InputError for settings out of range, a
     model that cannot be served or whose weights change meanwhile, a reward that is not +1 or -1. A question
-    that fills the model's context or the KV memory is skipped with a line on stderr.
+    that is blank, or fills the model's context or the KV memory, is skipped with a line on stderr.
     """
     if engine:
+        if engine.model is not model or engine.tokenizer is not tokenizer or engine.whole:
+            raise InputError("this engine draws for another model, or whole responses: give one that draws "
+                             "steps, made with the same model and tokenizer")
         slots, candidates = engine.slots, engine.siblings
         max_step_tokens, format = engine.max_tokens, engine.format
     if candidates is None:
@@ -1493,6 +1532,8 @@ def serve(engine, asked, client, drawn=ignore):
 
     asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
     so on. Yields what each returns, unless None, as they end. drawn is called with the number of new tokens.
+
+        engine  <- Job, tokens ->  serve  <- Job, samples ->  explore  <- leaf, samples ->  grow
     """
     asked = iter(asked)
     keys = {}                                   # of the KV stored for each client
@@ -1501,10 +1542,13 @@ def serve(engine, asked, client, drawn=ignore):
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
         share_opening(engine, [prompt for _, prompt in new])
-        sent = [(client(*pair), None) for pair in new]
+        sent = [(client(*pair), None) for pair in new]              # None begins a coroutine
         keys |= {begun: set() for begun, _ in sent}
         if not keys:
             return
+        if engine.clients is not keys:
+            raise InputError("another search has begun on this engine: let one end before the next, or "
+                             "give each an engine of its own")
         before = engine.stats["sampled"]
         sent += [(job.owner, job.samples) for job in engine.advance()]
         drawn(engine.stats["sampled"] - before)
@@ -1519,11 +1563,8 @@ def serve(engine, asked, client, drawn=ignore):
             else:
                 engine.submit(replace(job, owner=served, keys=keys[served]))
         if ended:
-            yield from ended
-            if engine.clients is not keys:
-                raise InputError("another search has begun on this engine: let one end before the next, or "
-                                 "give each an engine of its own")
-            engine.check_weights(half_drawn=bool(keys))     # once a forward: a GPU is waited for
+            yield from ended                                        # whoever takes them may train the model
+            engine.check_weights(half_drawn=bool(keys))
 
 
 def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
@@ -1552,20 +1593,22 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
             tokens = tree.nodes[i].tokens
             path.append((hash_tokens(path[-1][0], tokens), tokens))
             said += tokens
-        samples = yield Job(path, said, thought, order=-left)
+        samples = yield Job(path, said, thought, order=-left)       # the least advanced tree goes first
         left -= 1
         progress(1)
 
 
 def share_opening(engine, prompts):
-    """Keep the KV of what the first `prompts` all begin with: the instruction, worked examples."""
+    """Find what the first `prompts` all begin with, the instruction and worked examples: a part of each path
+    of its own, so that its KV is computed once."""
     if engine.opening[0] is None and len(prompts) > 1:
-        opening = os.path.commonprefix(prompts)
+        opening = os.path.commonprefix(prompts)                     # of any lists
         engine.opening = hash_tokens(b"", opening), opening
 
 
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
-    """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered."""
+    """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered. Its key
+    names its KV, and is that of its random numbers: so it depends on the seed, and on the `repeat`."""
     n, context = len(prompt), engine.schedule.context
     why = None
     if not prompt or not name.strip():
@@ -1588,7 +1631,7 @@ def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
 
 def outcome_of(engine, reward_fn, problem, thought, tokens):
     """(reward, valid) of a response: what the reward function says, and whether it may be a training path."""
-    response = thought + engine.ending.decode(tokens)
+    response = thought + engine.ending.text_of(tokens)
     offered = dict(problem, marker=engine.format.marker)
     asked = inspect.signature(reward_fn).parameters
     names = [*asked][2:]
@@ -1629,14 +1672,14 @@ def picture(tree, width=110, i=0, indent=""):
     node = tree.nodes[i]
     if i == 0:
         question = " ".join(tree.question.split())
-        yield f"{paint(node.counts, node.value)} {question} -> {tree.answer}"
+        yield f"{paint(node.summary, node.value)} {question} -> {tree.answer}"
     children = [j for j in node.children if tree.nodes[j].visits]
     for j in children:
         node = tree.nodes[j]
         branch, deeper = ("└─", "   ") if j == children[-1] else ("├─", "│  ")
         mark = MARKS.get(tree.ending(j), "x") if node.terminal else " "
         edge = f"{indent}{branch} {tree.credit(j):+.2f} ─ "
-        head = f"{node.counts} {mark} "
+        head = f"{node.summary} {mark} "
         room = max(1, width - len(edge) - len(head))
         text = " ".join(node.text.split())
         if len(text) > room:
@@ -1681,7 +1724,7 @@ def fold(title, parts):
 
 def label(tree, i):
     node = tree.nodes[i]
-    counts = f'<b style="background: hsl({60 + 60 * node.value:.0f} 80% 85%)">{node.counts}</b>'
+    counts = f'<b style="background: hsl({60 + 60 * node.value:.0f} 80% 85%)">{node.summary}</b>'
     if i == 0:
         listed = ", ".join(f"{n} {end}" for end, n in tree.endings().most_common())
         outcome = html.escape(f"-> {tree.answer} · {listed}")
@@ -1838,5 +1881,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from mcts import main                       # the module that others import, not a second one
     run_command(main)

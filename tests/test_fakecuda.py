@@ -96,7 +96,7 @@ def count_steps(monkeypatch, waits):
     calls, before = Counter(), []
 
     def totals():
-        return waits.total, calls["draw"], calls["start"], calls["finish"]
+        return waits.total, calls["draw"], calls["begin"], calls["finish"]
 
     def counted(name):
         method = getattr(mcts.Engine, name)
@@ -108,7 +108,7 @@ def count_steps(monkeypatch, waits):
             return method(self, *arguments)
         monkeypatch.setattr(mcts.Engine, name, call)
 
-    for name in ("advance", "draw", "start", "finish"):
+    for name in ("advance", "draw", "begin", "finish"):
         counted(name)
     return lambda: np.diff([*before, totals()], axis=0)
 

@@ -715,16 +715,16 @@ def test_what_cannot_fit_alone_is_skipped(lm, tok, capsys):
 
 
 def test_jobs_that_gave_up_their_lane_draw_the_same(lm, tok, engines, monkeypatch):
-    """Eight whole responses in memory for three: the youngest start again, and nobody can tell."""
+    """Eight whole responses in memory for three: the last in order start again, and nobody can tell."""
     settings = dict(n=2, max_new_tokens=40, slots=4)
     monkeypatch.setattr(mcts.Scheduler, "HEADROOM", 4)
     starts = []
-    start = mcts.Engine.start
+    begin = mcts.Engine.begin
 
     def counted(*args):
         starts.append(args)
-        start(*args)
-    monkeypatch.setattr(mcts.Engine, "start", counted)
+        begin(*args)
+    monkeypatch.setattr(mcts.Engine, "begin", counted)
     narrow = drawn(lm, tok, PROMPTS, kv_budget=200 * COLUMN, **settings)
     assert len(starts) > len(PROMPTS), "none was sent back"
     assert narrow == drawn(lm, tok, PROMPTS, **settings)
@@ -1025,6 +1025,17 @@ def test_an_engine_serves_one_search_at_a_time(lm, tok, trees):
     found += second
     assert len(found) == len(trees)
     assert are_equal(by_question(found), trees)
+    last = mcts.search(lm, tok, PROBLEMS[:1], reward, **settings)
+    next(last)
+    list(mcts.search(lm, tok, PROBLEMS, reward, **settings))
+    assert not list(last), "nothing was left to do"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_engine_made_for_something_else(whole, lm, tok):
+    engine = mcts.Engine(lm, tok, siblings=3, max_tokens=12, whole=whole)
+    with pytest.raises(InputError, match="draws for another model, or whole responses"):
+        mcts.search(lm if whole else tiny.model(), tok, PROBLEMS, reward, engine=engine)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -1103,6 +1114,14 @@ def test_the_true_reason_of_a_refusal(how, reason, tok):
         with pytest.raises(InputError, match=f"LlamaForCausalLM can be neither searched nor .*{reason}"):
             mcts.sample(lm, tok, PROMPTS)
     assert "served" not in vars(lm)
+
+
+def test_dropout_that_comes_after_the_check(tok):
+    lm = tiny.model()
+    mcts.check_model(lm)
+    with pytest.raises(InputError, match="train mode with dropout"):
+        mcts.check_model(broken(lm, "dropout"))
+    mcts.check_model(lm.eval())
 
 
 def test_logits_that_turn_to_nan(tok):
@@ -1297,6 +1316,18 @@ def test_special_tokens_in_a_question_are_text(tok):
     assert (first, last) == (0, 1)
     assert not EOS & {*inner}
     assert framed.decode(inner) == f"[{question}]"
+
+
+@pytest.mark.parametrize("question, examples", [
+    (f"What? {tiny.END} x", [("What?", "4")]),                      # which begins like another text
+    (tiny.END, []), ("|end|", [(f"a {tiny.TURN}", "4")])])          # which are in the template, too
+def test_only_the_special_tokens_of_the_template_are_special(question, examples):
+    framed = tiny.tokenizer()
+    framed.chat_template = "{% for m in messages %}[{{ m.content }}]{{ '<|end|>' }}{% endfor %}"
+    ids = mcts.build_prompt(framed, question, examples, format=BARE)
+    said = [*sum(examples, ()), question]
+    assert framed.decode(ids) == "".join(f"[{text}]{tiny.END}" for text in said)
+    assert [token for token in ids if token in EOS] == [0] * len(said)
 
 
 def test_bos_and_eos_of_a_prompt(tok):
