@@ -15,8 +15,7 @@ until, for every step a_t of the solutions drawn from the tree,
 pi_ref being the policy at the start of the round. The right side is the step's *credit*: how much better off
 the step left the solver. The file reads in that order: losses; pack (many paths, one sequence) and policy;
 critic; examples; training; many GPUs; what a run leaves on disk; the stages of a run; the demo; the command.
-
-Copyright (c) the authors of this repository, MIT licence.
+All of it meets in `train_round`.
 """
 import argparse
 import contextlib
@@ -40,7 +39,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-import eval as tasks
+import eval as tasks                            # and the files of records, bars and errors
 from eval import InputError, told
 
 if __name__ == "__main__":
@@ -99,7 +98,7 @@ def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     each step, where S is the most steps of a row; and path (B, B * S), 1 where a step belongs to a row.
 
     logprobs: (B, T) log-prob of each token, given those before it in its row. step: (B, T) the number of the
-    token's step in its row: 0, 1, ...; -1 for prompt and padding.
+    token's step in its row: 0, 1, ...; -1 for prompt and padding. (This file itself packs trees, see below.)
 
     >>> logprobs = torch.tensor([[-4.0, -0.5, -1.0], [-4.0, -2.0, -9.0]])
     >>> policy, path = sum_steps(logprobs, step=torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
@@ -126,7 +125,7 @@ def expect_shape(shape: torch.Size, **tensors: Tensor) -> None:
     """Raise InputError for the first tensor of another shape: it would be broadcast without a word."""
     for name, tensor in tensors.items():
         if tensor.shape != shape:
-            raise InputError(f"{name} is {tuple(tensor.shape)} but must be {tuple(shape)}, as path says")
+            raise InputError(f"{name} is {tuple(tensor.shape)} but must be {tuple(shape)}, as the paths say")
 
 
 def rft_loss(policy: Tensor, path: Tensor) -> Tensor:
@@ -190,9 +189,9 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over the
     vocabulary; half the squared log-ratio of the sampled step estimates it here, where only that is known.
 
-    >>> policy, path = sum_steps(torch.tensor([[0.0, -0.5, -1.0]]), step=torch.tensor([[0, 1, 2]]))
-    >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])      # step 0: the question
-    >>> path[0, 0] = 0                                                              # which nobody took
+    >>> policy = torch.tensor([0.0, -0.5, -1.0])        # of the question, which is no step, and of two steps
+    >>> value, parent = torch.tensor([0.5, 0.9, 1.0]), torch.tensor([0, 0, 1])
+    >>> path = torch.tensor([[0.0, 1.0, 1.0]])
     >>> oreo_loss(policy, policy, value, path, parent, outcome=torch.tensor([1.0]))
     tensor([0.2600])
     """
@@ -200,11 +199,11 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     expect_shape(path.shape[:1], outcome=outcome)
     log_ratio = path * (policy - reference)                         # (P, N), 0 off the path
     ahead = log_ratio.detach().flip(1).cumsum(1).flip(1)            # sum_{i >= t}, since parents come first
-    gradient_of_t = log_ratio - log_ratio.detach()                  # 0 in value
-    before = value[parent]                                          # (N,) V(s_t)
+    gradient_of_t = log_ratio - log_ratio.detach()                  # the number 0, with the gradient of step t
+    V = value[parent]                                               # (N,) V(s_t)
     R = outcome[:, None]
-    value_error = before - R + beta * ahead
-    policy_error = before.detach() - R + beta * (ahead + gradient_of_t)
+    value_error = V - R + beta * ahead                              # the same number as the next
+    policy_error = V.detach() - R + beta * (ahead + gradient_of_t)
     per_step = value_error ** 2 + policy_error ** 2 + alpha * log_ratio ** 2 / 2
     return mean_over_steps(path, per_step)
 
@@ -240,7 +239,7 @@ def grpo_loss(policy: Tensor, reference: Tensor, advantage: Tensor, tokens: Tens
     tensor([-0.2500])
     """
     expect_shape(path.shape[1:], policy=policy, reference=reference, tokens=tokens)
-    expect_shape(path.shape[-advantage.dim():], advantage=advantage)
+    expect_shape(path.shape[-advantage.dim():], advantage=advantage)        # (N,) or (P, N)
     ratio = torch.exp((policy - reference) / tokens.clamp(min=1))   # (N,)
     clipped = ratio.clamp(1 - clip, 1 + clip)
     gain = torch.minimum(ratio * advantage, clipped * advantage)    # (N,) or (P, N)
@@ -303,7 +302,8 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
 
 @dataclass
 class Batch:
-    """Packs side by side, right-padded to T. Places count in B * T, nodes over all packs."""
+    """B packs, right-padded to T tokens. In the vectors, token t of pack b has the place b * T + t, and the
+    nodes of a pack are numbered on from those of the packs before it."""
     tokens: Tensor            # (B, T)
     position: Tensor          # (B, T)
     mask: Tensor              # (B, T, T) bool, which tokens each token sees
@@ -318,7 +318,7 @@ class Batch:
         """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
         total = values.new_zeros(sum(self.sizes))
         parts = total.index_add(0, node, values).split(self.sizes)
-        return [part.clone() for part in parts]                     # FSDP would warn of views
+        return [part.clone() for part in parts]                     # FSDP hooks outputs, and warns of views
 
 
 def padded_length(pack):
@@ -338,11 +338,11 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
-        before[b, :t] = b * T + p.before
+        before[b, :t] = b * T + p.before                            # of the first token wrong, and not asked
         node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
     is_step = node > 0
-    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's
+    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's, or none
     sizes = [p.num_nodes for p in packs]
     node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
     of_steps = tokens[is_step], before[is_step], node[is_step]
@@ -353,8 +353,8 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
 
 
 class Policy(nn.Module):
-    """A causal LM to shard, search with and train: its parameters are used in here only, where FSDP gathers
-    them.
+    """A causal LM to shard, search with and train. FSDP gathers its parameters while its `forward` runs, so
+    they are used in there only.
 
     policy(packs=[...]) -> one (num_nodes,) vector of step log-probs a pack, in float32 (float64 for a float64
     LM); policy(input_ids=...) -> the language model's own output.
@@ -363,7 +363,7 @@ class Policy(nn.Module):
     def __init__(self, lm, compute=None, device=None, offload=False, recompute=False):
         super().__init__()
         self.lm = lm
-        self.config = lm.config
+        self.config = lm.config                                     # which mcts asks for, as of any model
         self.generation_config = lm.generation_config
         self.compute = compute or lm.dtype                          # the type it computes in and is saved in
         self.device = device or lm.device                           # where it computes, wherever weights are
@@ -392,8 +392,9 @@ class Policy(nn.Module):
         vocabulary = self.lm.config.get_text_config().vocab_size
         rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
         parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
+        # Computed again in the backward pass, so that the (R, V) logits never exist at once
         logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
-        return batch.sum_by_node(torch.cat(logprobs), batch.node)   # the (R, V) logits never exist at once
+        return batch.sum_by_node(torch.cat(logprobs), batch.node)
 
 
 class Critic(nn.Module):
@@ -416,7 +417,7 @@ class Critic(nn.Module):
         hidden = hidden_states(self.lm, batch)                      # (B * T, D)
         value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
         value = value.to(torch.promote_types(value.dtype, torch.float32))
-        return batch.sum_by_node(value, batch.last_node)
+        return batch.sum_by_node(value, batch.last_node)            # one at each node
 
 
 def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
@@ -431,6 +432,7 @@ def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
     outside. Differentiable. Raises InputError for a Policy or causal LM that cannot be packed exactly."""
     mcts.check_model(model)
     policy = model if isinstance(model, Policy) else Policy(model)
+    policy.served = model.served                                    # how long a context is exact
     return policy(packs=[pack])[0]
 
 
@@ -440,15 +442,15 @@ def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
 @dataclass
 class Example:
     """What one question contributes: packed paths or steps and, per node of its tree, what losses ask for."""
-    pack: Pack
+    pack: Pack                # with what comes before a single step
     path: Tensor              # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
-    correct: Tensor           # (P,) bool; of pairs, first all chosen ones, then their rejected ones
+    correct: Tensor           # (P,) bool; of pairs: the better one; first all better ones, then their worse ones
     units: int                # losses it gives: paths or pairs
     parent: Tensor            # (num_nodes,) index; 0 for the root
     tokens: Tensor            # (num_nodes,) of each step
     reward: Tensor            # (num_nodes,) r; 0 but on terminals
     value: Tensor             # (num_nodes,) V of the search, or of a value model; 0 where a solution ended
-    reference: Tensor         # (num_nodes,) log pi_ref; as the search stored it, until `add_reference` asks
+    reference: Tensor         # (num_nodes,) log pi_ref: at first as stored by the search, see add_reference
 
     @property
     def credit(self) -> Tensor:
@@ -462,7 +464,7 @@ class Example:
 
     def take_values(self, value: Tensor) -> None:
         """Replace the values of the search by those of a value model (Sec. 4.4.2)."""
-        self.value = torch.where(self.reward == 0, value, 0.0)      # 0 where a solution ended
+        self.value = torch.where(self.reward == 0, value, 0.0)      # where a solution ended r is not 0, V is
 
     def like(self, vector: Tensor) -> "Example":
         """The same on the device of `vector`, and its numbers in that precision."""
@@ -474,7 +476,7 @@ class Example:
 
 
 def draw_paths(tree, n, seed):
-    """Up to n correct and as many incorrect valid paths of `tree`, drawn without replacement, weighted by the
+    """Up to n correct and up to n incorrect valid paths of `tree`, drawn without replacement, weighted by the
     sum of visits along the path (as in the authors' code). Seed, question and tree decide the draw."""
     rng = generator(seed, tree.question)
     drawn = []
@@ -514,14 +516,15 @@ def path_pairs(tree, n, seed):
 
 def sibling_pairs(tree, n, seed):
     """Step-DPO: in each state the steps of the largest and of the smallest value among those whose value is
-    the mean of two outcomes at least; of those pairs the n with the largest gap."""
+    the mean of two outcomes at least; of those pairs the n with the largest gap. (Its authors take the first
+    wrong step of a solution, which an annotator names.)"""
 
     def value(i):
         return tree.nodes[i].value
 
     pairs = []
     for node in tree.nodes:
-        steps = [i for i in node.children if tree.nodes[i].visits >= 2]     # so none that ended
+        steps = [i for i in node.children if tree.nodes[i].visits >= 2]     # so none that is terminal
         if steps:
             better = max(steps, key=value)
             worse = min(steps, key=value)
@@ -545,7 +548,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
                  choose: Callable = draw_paths) -> Example | None:
     """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
     code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
-    of node indices."""
+    of node indices; those of path_pairs and sibling_pairs, and no others, count as pairs."""
     better, worse = choose(tree, n, seed)
     paths = better + worse
     if not paths or not (better or keep_unsolved):
@@ -568,7 +571,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
         parent=torch.tensor([max(0, node.parent) for node in nodes]),
         tokens=column([len(node.tokens) for node in nodes]),
         reward=column([node.reward for node in nodes]),
-        value=column([0.0 if node.terminal else node.value for node in nodes]),
+        value=column([0.0 if node.terminal else node.value for node in nodes]),    # a tree shows r there
         reference=column([node.logprob for node in nodes]))
 
 
@@ -608,7 +611,7 @@ def critic_loss(e: Example, value: Tensor) -> Tensor:
 
 
 def one_step(prompt: list[int], tokens: list[int]) -> Example:
-    """The Example of a correct solution that is a single step."""
+    """The Example of a whole solution, taken as a single correct step, node 1."""
     tree = mcts.Tree("", "", prompt)
     tree.add(mcts.Node(0, tokens, reward=1, terminal=True, visits=1))
     return make_example(tree)
@@ -635,10 +638,11 @@ def mismatched(examples: list[Example], steps: list[list[int]], context: int,
 
 
 @torch.no_grad()
-def reference_point(policy, pairs: list[Example], tokens: int) -> float:
-    """KTO's z0: the mean log-ratio of mismatched pairs, an estimate of KL(pi || pi_ref), at least 0."""
+def reference_point(policy, pairs: list[Example], max_tokens: int) -> float:
+    """KTO's z0: the mean log-ratio of mismatched pairs, which know their reference, an estimate of
+    KL(pi || pi_ref), at least 0."""
     total = torch.zeros(1, dtype=torch.float64)
-    for weight, batch in my_micro_batches(pairs, tokens):
+    for weight, batch in my_micro_batches(pairs, max_tokens):
         vectors = policy(packs=[e.pack for e in batch])
         for e, logprobs in zip(batch, vectors):
             log_ratio = logprobs[1].item() - e.reference[1].item()
@@ -693,9 +697,9 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
           state: Path | None = None, save_seconds: float = 600.0) -> None:
     """Minimise the mean of loss_fn(example, *outputs of the learners) -> (units,) over all units (paths or
     pairs) of each optimiser step. steps: which examples each takes, see `schedule`. beta: log implicit
-    rewards. of_step(step), called on every rank: what loss_fn gets by name. state: a folder that keeps
-    weights and optimisers every `save_seconds` and at the end, and from which training goes on. A step whose
-    gradient is not finite is skipped; the fifth in a row raises InputError."""
+    rewards. of_step(step), called on every rank: what loss_fn gets by name, such as {"z0": 0.1}. state: a
+    folder that keeps weights and optimisers every `save_seconds` and at the end, and from which training goes
+    on. A step whose gradient is not finite is skipped; the fifth in a row raises InputError."""
     total = len(steps)
     first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
     if rank() == 0 and 0 < total < warmup(total):
@@ -707,8 +711,8 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
         # 1. What belongs to the step alone, such as KTO's reference point
         loss_of_step = functools.partial(loss_fn, **of_step(step))
         # 2. Forward and backward
-        chosen = [examples[i] for i in steps[step]]
-        found = accumulate(learners, chosen, loss_of_step, micro_tokens, beta)
+        taken = [examples[i] for i in steps[step]]
+        found = accumulate(learners, taken, loss_of_step, micro_tokens, beta)
         # 3. Update all learners, or none
         share = rate_share(step, total)
         norm, is_finite = update(learners, share)
@@ -716,7 +720,7 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
         if bad_in_a_row == 5:
             raise InputError("the gradient was not finite for 5 steps in a row; lower the rate")
         # 4. Log
-        tokens = sum(len(e.pack.tokens) for e in chosen)
+        tokens = sum(len(e.pack.tokens) for e in taken)
         speed = round(tokens / (time.time() - start))
         log(step=step + 1, **found, lr=share * learners[0].peak, grad_norm=norm,
             skipped=not is_finite, tokens_per_second=speed)
@@ -727,33 +731,33 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
             saved = time.time()
 
 
-def accumulate(learners, chosen, loss_fn, micro_tokens, beta):
-    """Add the gradient of the mean loss over all units of `chosen` to the learners' parameters; return that
-    loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there is none."""
-    units = sum(e.units for e in chosen)
-    measured = []                           # (3,) of each example: loss, and rewards of right, of wrong paths
-    for weight, batch in my_micro_batches(chosen, micro_tokens):
+def accumulate(learners, taken, loss_fn, micro_tokens, beta):
+    """Add the gradient of the mean loss over all units of the examples taken to the learners' parameters;
+    return that loss and, with a beta, the mean implicit reward of the paths of each outcome, None where there
+    is none."""
+    units = sum(e.units for e in taken)
+    sums = []                               # (3,) of each example: loss, and rewards of right, of wrong paths
+    for weight, batch in my_micro_batches(taken, micro_tokens):
         packs = [e.pack for e in batch]
         outputs = [learner.module(packs=packs) for learner in learners]
         loss = 0.0
-        for e, *vectors in zip(batch, *outputs):
-            logprobs = vectors[0]
+        for e, *vectors in zip(batch, *outputs):                    # a vector by each learner
+            logprobs = vectors[0]                                   # or values: a critic alone has no beta
             e = e.like(logprobs)
             losses = loss_fn(e, *vectors)
             loss = loss + weight * losses.sum() / units
             log_ratio = logprobs.detach() - e.reference
             reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
-            right = e.correct.to(reward)
-            wrong = 1 - right
-            found = torch.stack([losses.sum().detach(), right @ reward, wrong @ reward])
-            measured.append(weight * found.double())
+            is_right = e.correct.to(reward)
+            mine = torch.stack([losses.sum().detach(), is_right @ reward, (1 - is_right) @ reward])
+            sums.append(weight * mine.double())
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
-    total = torch.stack(measured).sum(0).cpu()
+    total = torch.stack(sums).sum(0).cpu()
     add_over_ranks(total)
     loss, right, wrong = total.tolist()
     found = {"loss": loss / units}
     if beta:
-        correct = torch.cat([e.correct for e in chosen])
+        correct = torch.cat([e.correct for e in taken])             # below, TRL's names
         for name, reward, paths in ("chosen", right, correct), ("rejected", wrong, ~correct):
             found[f"rewards/{name}"] = reward / paths.sum().item() if paths.any() else None
     return found
@@ -777,24 +781,24 @@ def update(learners, share):
     return norms[0], is_finite
 
 
-def micro_batches(examples, tokens, first=0, every=1):
-    """Batches of at most `tokens` padded tokens, or of one example: indices by length, or of those the ones
-    from the `first` on, one of `every`: the share of a rank."""
+def micro_batches(examples, max_tokens, first=0, every=1):
+    """Indices of examples, the shortest first, in batches of at most max_tokens padded tokens, or of one
+    example. first, every: the share of a rank, every `every`th from the `first` on."""
     lengths = [len(e.pack.tokens) for e in examples]
     batches = []
     for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
         longest = padded_length(examples[i].pack)                   # so far
-        if batches and longest * (len(batches[-1]) + 1) <= tokens:
+        if batches and longest * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(i)
         else:
             batches.append([i])
     return batches
 
 
-def my_micro_batches(examples, tokens):
-    """This rank's share of `examples` as (weight, examples), as many on every rank: FSDP's collectives must
-    match, so a rank that runs out repeats the shortest with weight 0."""
-    of_rank = [micro_batches(examples, tokens, r, world()) for r in range(world())]
+def my_micro_batches(examples, max_tokens):
+    """This rank's share of `examples` as (weight, examples), as many on every rank, each of which must make
+    the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
+    of_rank = [micro_batches(examples, max_tokens, r, world()) for r in range(world())]
     most = max(map(len, of_rank))
     mine = [(1.0, [examples[i] for i in batch]) for batch in of_rank[rank()]]
     shortest = [examples[batch[0]] for batch in of_rank[0][:1]]
@@ -802,10 +806,10 @@ def my_micro_batches(examples, tokens):
 
 
 @torch.no_grad()
-def forward_all(module: nn.Module, examples: list[Example], name: str, tokens: int,
+def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int,
                 shard_search: bool = False) -> list[Tensor]:
     """module(packs=...) of each example, on the CPU: each rank does its share at its own pace."""
-    batches = micro_batches(examples, tokens, rank(), world())
+    batches = micro_batches(examples, max_tokens, rank(), world())
     found = {}
     with (at_own_pace(module, name, shard_search),
           progress(name, len(batches), "batch", leave=False) as bar):
@@ -817,12 +821,13 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, tokens: i
     return [found[i] for i in range(len(examples))]
 
 
-def add_reference(policy, examples, tokens, shard_search=False):
-    """Fill in log pi_ref of every step: the policy before its first update is the reference of the round.
-    Returns by how many nats a token that differs from what the search has stored."""
+def add_reference(policy, examples, max_tokens, shard_search=False):
+    """Fill in log pi_ref of every step: the policy before its first update is the reference of the round, so
+    no second model is kept. (What the search stored was computed in other batches, with other roundings.)
+    Returns by how many nats a token that differs from it."""
     distance = 0.0
     num_tokens = 0.0
-    found = forward_all(policy, examples, "reference", tokens, shard_search)
+    found = forward_all(policy, examples, "reference", max_tokens, shard_search)
     for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
@@ -833,6 +838,12 @@ def add_reference(policy, examples, tokens, shard_search=False):
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs
+
+# FSDP splits every parameter over the ranks. For the forward of a decoder block, which is a meeting of all
+# ranks, each gathers the block's parameters, and gives them up after it; in the backward pass again, and there
+# the gradients are averaged. So in training all ranks make the same forwards (`my_micro_batches`), and where
+# each works at its own pace it holds all parameters meanwhile (`at_own_pace`). A process alone does the same
+# on a GPU, and for bfloat16: its float32 master weights are FSDP's.
 
 
 def rank():
@@ -857,15 +868,15 @@ def add_over_ranks(values):
 
 def from_rank_0(work):
     """What `work` returns on rank 0, on every rank; or the InputError that it raises there."""
-    told = [None, None]                     # a result, or a problem
+    answer = [None, None]                   # a result, or a problem
     if rank() == 0:
         try:
-            told[0] = work()
+            answer[0] = work()
         except InputError as error:
-            told[1] = str(error)
+            answer[1] = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(told)
-    result, problem = told
+        dist.broadcast_object_list(answer)
+    result, problem = answer
     if problem:
         raise InputError(problem)
     return result
@@ -896,7 +907,7 @@ def start_ranks(device, dtype):
     if is_gpu:
         torch.cuda.set_device(device)
     backend = "cuda:nccl,cpu:gloo" if is_gpu else "gloo"
-    tasks.ranks()                                                   # are they right?
+    tasks.ranks()                                                   # raises InputError for a stray RANK
     if "WORLD_SIZE" in os.environ:
         with told("join the group of ranks", "start with torchrun, or unset RANK and WORLD_SIZE", ValueError):
             dist.init_process_group(backend)
@@ -909,8 +920,8 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
                 activation_checkpointing: bool = False) -> tuple[Policy, PreTrainedTokenizerBase]:
     """The Policy and its tokenizer on every rank. In a process group the master weights are float32 (float64
     if dtype says so) and sharded, and what computes is dtype, by default bfloat16 on a GPU; without a group
-    there is one copy, of float32 (default) or float64. offload: weights, gradients and optimiser live in host
-    memory. Raises InputError for what cannot be loaded, searched or trained exactly."""
+    there is one copy, of float32 (default) or float64. offload, in a group: weights, gradients and optimiser
+    live in host memory. Raises InputError for what cannot be loaded, searched or trained exactly."""
     master = "float64" if dtype == "float64" else "float32"
     if not dist.is_initialized():
         lm, tokenizer = mcts.load_model(name, device, master)
@@ -921,14 +932,14 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
         policy = Policy(lm, getattr(torch, dtype or default), device, offload, activation_checkpointing)
         shard(policy, policy)
         read_pretrained(policy, name)
-    policy.eval()                                                   # a reference has no dropout
+    policy.eval()                                                   # for good: no dropout in training either
     mcts.check_model(policy)
     reshard(policy)
     return policy, tokenizer
 
 
 def reshard(module):
-    """Give up gathered weights: after a forward the root's own stay, in place of its shards."""
+    """Give up gathered weights: those of the root, embeddings and head, stay after a forward by default."""
     for block in sharded_blocks(module):
         block.reshard()
 
@@ -1017,15 +1028,19 @@ def at_own_pace(module, name, shard_search=False):
     """
     blocks = sharded_blocks(module)
     if blocks and shard_search:
-        hook = module.register_forward_pre_hook(lambda *_: somebody_works(True) and None, prepend=True)
+        def say_that_i_work(*_):
+            somebody_works(True)
+
+        hook = module.register_forward_pre_hook(say_that_i_work, prepend=True)
         try:
             yield
         finally:
             hook.remove()
         with torch.no_grad():
             while somebody_works(False):
-                module(packs=[one_step([0], [0]).pack])             # the smallest
-        return reshard(module)
+                module(packs=[one_step([0], [0]).pack])             # an idle forward, the smallest
+        reshard(module)
+        return
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
         block.unshard()
@@ -1050,7 +1065,7 @@ def wait_for_ranks(name, patience=60):
     """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
     if world() == 1:
         return
-    store = dist.distributed_c10d._get_default_store()
+    store = dist.distributed_c10d._get_default_store()              # counters that all ranks see
     start = time.time()
     times = store.add(f"{name}/{rank()}", 1)                        # this rank has come here under this name
     while waiting := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
@@ -1161,22 +1176,24 @@ class Run:
     """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on. The same
     command continues it. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
-            "activation_checkpointing", "save_minutes", "format"}   # may change: results do not
+            "activation_checkpointing", "save_minutes"}     # may change: results do not, but for rounding
 
     def __init__(self, folder, args):
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.held = BASE                        # whose weights the policy holds
-        self.newest = BASE                      # whose are the newest
-        self.policy = None                      # until they are loaded
+        self.held = BASE                        # whose weights the policy holds: at first always the base's
+        self.newest = BASE                      # whose are the newest on disk, as the stages that are done say
+        self.policy = None                      # these until `main` has loaded or found them
         self.tokenizer = None
+        self.question = None                    # an example for the model's card
+        self.lines = None                       # log.jsonl, open on rank 0
         from_rank_0(self._open)
 
     def _open(self):
         """Make the folder if it is new, keep others out, and compare the settings. Rank 0 does this."""
         fixed = {name: value for name, value in vars(self.args).items() if name not in self.FREE}
-        settings = json.loads(json.dumps(fixed))
+        settings = json.loads(json.dumps(fixed, default=vars))      # of the Format its fields
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
         with told(f"write to the run folder {self.folder}", "choose another --out"):
@@ -1249,9 +1266,10 @@ class Run:
 
 
 def run_stages(run, problems, eval_sets):
-    """Bootstrapping if asked for, then search, training and evaluation of each round, as far as not done."""
+    """Round 0: bootstrapping if asked for, and an evaluation. Then search, training and evaluation of each
+    round. Whatever is done already is passed over."""
     args = run.args
-    for run.round in range(args.rounds + 1):
+    for run.round in range(args.rounds + 1):                        # where `file`, `log` and others look
         if run.round == 0 and args.bootstrap:
             stage(run, "bootstrap", bootstrap, problems[:args.bootstrap_questions])
         if run.round > 0 and not args.trees:
@@ -1281,20 +1299,16 @@ def stage(run, name, work, *given):
         if trains:
             run.held = run.round
         if run.policy.device.type == "cuda":
-            torch.cuda.empty_cache()                                # the next stage needs other sizes
+            torch.cuda.empty_cache()                                # the next stage needs blocks of other sizes
     if trains:
         run.newest = run.round
 
 
 def hold_weights(run, of_round):
-    """Give the policy the weights of BASE or of a round, unless it holds them."""
-    if run.held == of_round:
-        return
-    if of_round == BASE:
-        read_pretrained(run.policy, run.args.model)
-    else:
+    """Give the policy the weights of a round, unless it holds them. (Those of BASE it holds from the start.)"""
+    if run.held != of_round:
         load_state(run.file("state", of_round), [Learner(run.policy)])
-    run.held = of_round
+        run.held = of_round
 
 
 def tidy(run, trains):
@@ -1303,8 +1317,8 @@ def tidy(run, trains):
     if model.exists():
         with told(f"write {model / 'README.md'}"):
             (model / "README.md").write_text(model_card(run), encoding="utf-8")
-    for rate in run.file("").glob("state-*"):                       # tried by bootstrapping
-        remove(rate)
+    for tried in run.file("").glob("state-*"):                      # a rate, by bootstrapping
+        remove(tried)
     if trains and run.round > 0:                                    # later rounds start from this one
         remove(run.file("state", run.round - 1))
         remove(run.file("critic"))
@@ -1321,7 +1335,8 @@ def questions_of_round(r, problems, args):
 
 def sample_responses(run, name, problems, shots=None):
     """Responses to each of `problems`, each rank its share, judged and kept in NAME.rank*.jsonl as they come;
-    the records of all. shots: for bootstrapping, with as many worked examples in the prompt, tokens kept."""
+    the records of all. shots: for bootstrapping, with as many worked examples in the prompt, maybe none, and
+    tokens kept. The seed is the same in all rounds: so their noise is, and cancels in differences."""
     args = run.args
     n, temperature = args.trials, args.temperature
     if shots is not None:
@@ -1329,6 +1344,7 @@ def sample_responses(run, name, problems, shots=None):
     mine = run.unfinished(name, problems)
     worked = WORKED[:shots or 0]
     prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
+    kv_budget = mcts.search_settings(args)["kv_budget"]             # in bytes
     label = f"round {run.round}: {name}"
     tokens = len(mine) * n * args.max_new_tokens
     lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
@@ -1336,8 +1352,8 @@ def sample_responses(run, name, problems, shots=None):
           progress(label, tokens, "token", unit_scale=True) as bar):
         for i, samples in mcts.stream(
                 run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
-                max_new_tokens=args.max_new_tokens, kv_budget=mcts.search_settings(args)["kv_budget"],
-                format=args.format, progress=bar.update):
+                max_new_tokens=args.max_new_tokens, kv_budget=kv_budget, format=args.format,
+                progress=bar.update):
             record = tasks.judge(mine[i], samples, args.format.marker)
             if shots is not None:
                 record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
@@ -1381,7 +1397,7 @@ def bootstrap(run, problems):
     before = measure_form(run, "before", problems[:n])
     unseen = demonstrations(run, sampled[:n])
     imitated = imitate_own(run, demonstrations(run, sampled[n:]), unseen)
-    after = measure_form(run, "after", problems[:n])
+    after = measure_form(run, "after", problems[:n]) if imitated["rate"] else before
     is_better = after["both"] > before["both"]
     if rank() == 0:
         rate = imitated["rate"] or "none of the rates tried"
@@ -1634,9 +1650,10 @@ print(found[0]["generated_text"])
 
 
 def report(run):
-    """Print accuracy, spread and seconds of the base and of every round."""
+    """Print accuracy, spread and seconds of the base, bootstrapped or not, and of every round."""
     names = [Path(task).stem for task in run.args.eval_data]
-    print(f"\n{'':10}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
+    print(f"\n{'':12}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
+    first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
         found = [run.result(f"eval-{name}", r) for name in names]
         cells = ""
@@ -1646,17 +1663,17 @@ def report(run):
         for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
             seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
             cells += f"{seconds:10.1f}"
-        print(f"{f'round {r}' if r else 'base':10}{cells}")
+        print(f"{f'round {r}' if r else first:12}{cells}")
 
 
 # Rows for other trainers
 
 
-def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int):
+def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, format: mcts.Format):
     """Rows of TRL's trainers, conversational: "dpo" (prompt, chosen, rejected), "kto" (prompt, completion,
     label) or "sft" (prompt, completion). Each solution is decoded as a whole, never joined from its steps."""
     for tree in trees:
-        prompt = [{"role": "system", "content": mcts.Format().instruction},
+        prompt = [{"role": "system", "content": format.instruction},
                   {"role": "user", "content": tree.question}]
 
         def turn(path):
@@ -1727,7 +1744,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
-        share = share_of_right_operations(policy, tokenizer, probes, seed)
+        share = share_of_right_operations(policy, tokenizer, probes, seed)      # by each rank: it is little
         right = from_rank_0(lambda: share)
         if part > 0 and right >= 0.99:
             break
@@ -1756,19 +1773,19 @@ def show_what_was_learnt(run):
     credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call this."""
     mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
-        return rank() > 0 or print("no tree of this round holds both outcomes")
+        if rank() == 0:
+            print("no tree of this round holds both outcomes")
+        return
 
-    def unlike_a_picture(tree):
+    def distance_from_a_picture(tree):
         visited = sum(node.visits > 0 for node in tree.nodes)
-        return abs(visited - 16), tree.question
+        return abs(visited - 16), tree.question                     # so many lines are read with ease
 
-    def likeliest(kind):
-        ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
-        such = [i for i in ends if tree.ending(i) == kind]
-        return tree.path(max(such, key=lambda i: tree.nodes[i].logprob))
-
-    tree = min(mixed, key=unlike_a_picture)
-    paths = {kind: likeliest(kind) for kind in ("right", "wrong")}
+    tree = min(mixed, key=distance_from_a_picture)
+    paths = {}
+    for kind in "right", "wrong":                                   # the likeliest last step of each kind
+        ends = [i for i, node in enumerate(tree.nodes) if node.terminal and tree.ending(i) == kind]
+        paths[kind] = tree.path(max(ends, key=lambda i: tree.nodes[i].logprob))
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, packed).tolist()
@@ -1815,7 +1832,7 @@ def make_parser():
     group = parser.add_argument_group("evaluation (Sec. 5)")
     add_number(group, "trials", 3, "responses to each question; paper: 3")
     add_number(group, "temperature", 0.7, "paper: 0.7")
-    add_number(group, "max-new-tokens", 1024, "a response cut at this length is wrong")
+    add_number(group, "max-new-tokens", 1024, "a response is cut at this length")
     return parser
 
 
@@ -1856,13 +1873,13 @@ def add_training_flags(group):
     add_number(group, "save-minutes", 10.0, "between two saved states of a training")
     add("--activation-checkpointing", action="store_true", help="compute blocks again in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
-    add("--shard-search", action="store_true", help="search slowly, for models that do not fit on one GPU")
+    add("--shard-search", action="store_true", help="slowly sample and score what does not fit on one GPU")
 
 
 def parse_arguments():
     """The parsed command line. Raises InputError for flags that do not go together."""
     parser = make_parser()
-    args, _ = parser.parse_known_args()
+    args, _ = parser.parse_known_args()                             # other defaults depend on these two
     if args.trees:
         parser.set_defaults(rounds=1, bootstrap=False)
     if not args.model:
@@ -1895,7 +1912,7 @@ def check_arguments(args):
         raise InputError("two of --eval-data have the same name; their results would have one file")
     mcts.check_search(mcts.search_settings(args))
     for name, value in vars(args).items():
-        least = {int: 1, float: 0}.get(type(value))                 # of counts, of other numbers
+        least = {int: 1, float: 0}.get(type(value))                 # of counts, of other numbers, not of bools
         if least is not None and name not in ("seed", "bootstrap_shots", "rounds"):
             tasks.check_range(**{name: (value, least)})
     tasks.check_range(beta=(args.beta, 1e-9), rounds=(args.rounds, 0))
@@ -1935,7 +1952,7 @@ def export_command(args):
         raise InputError(f"there is no model beside {args.trees[0]}: give the --model that searched them")
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
     trees = list(own_trees(args.trees, tokenizer))
-    rows = list(export(trees, args.export, tokenizer, args.paths, args.seed))
+    rows = list(export(trees, args.export, tokenizer, args.paths, args.seed, args.format))
     if not rows:
         raise InputError(f"no row to export: {mcts.explain(mcts.describe(trees))}; sft needs a correct "
                          "solution, dpo also a wrong one")
@@ -1966,18 +1983,17 @@ def main():
     run.policy, run.tokenizer = load_policy(
         args.model, device, args.dtype, offload=args.offload,
         activation_checkpointing=args.activation_checkpointing)
-    tested = itertools.chain(*eval_sets.values())
-    known = [*problems, *tested]
-    run.question = known[0]["question"] if known else "What is 12 * 7 - 4?"
+    known = itertools.chain(problems, *eval_sets.values())
+    run.question = next(known, {"question": "What is 12 * 7 - 4?"})["question"]
     run_stages(run, problems, eval_sets)
-    if is_demo:
+    if is_demo and from_rank_0(run.file("state", args.rounds).exists):      # not of a round before the last
         hold_weights(run, args.rounds)
         show_what_was_learnt(run)
     if rank() == 0:
         report(run)
-        print(f"\n{time.time() - start:.0f} s in all. One round more: the same with --out {out} "
-              f"--rounds {args.rounds + 1}")
-    if world() > 1:                         # gloo's threads, ended by destructors, now and then abort a rank
+        more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
+        print(f"\n{time.time() - start:.0f} s in all.{more}")
+    if world() > 1:     # all is written; gloo's threads, ended by destructors, now and then abort a rank
         wait_for_ranks("end")
         sys.stdout.flush()
         sys.stderr.flush()

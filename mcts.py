@@ -424,7 +424,7 @@ def load_model(name: str, device=None, dtype: str | None = None):
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
     device = pick_device(device)
-    if name.count("/") == 1 and not os.path.exists(name) and tasks.ranks()[0] == 0:
+    if str(name).count("/") == 1 and not os.path.exists(name) and tasks.ranks()[0] == 0:
         print(f"there is no folder {name} here: looking for it on the Hugging Face hub", file=sys.stderr)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):

@@ -187,6 +187,15 @@ def test_a_pack_beyond_the_context_is_refused():
         dvo.step_logprobs(lm, dvo.pack(long_tree(), [[3]]))
 
 
+def test_a_pack_beyond_a_window_that_is_not_exact_is_refused():
+    """As the check has found, for a plain causal LM too."""
+    lm = tiny.model(chances=None)
+    mcts.check_model(lm)
+    lm.served = lm.served._replace(window=20)
+    with pytest.raises(tasks.InputError, match="has 24 tokens .* context of 20"):
+        dvo.step_logprobs(lm, dvo.pack(long_tree(), [[3]]))
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -206,7 +215,7 @@ def examples(trees):
 def test_log_ratios_are_exactly_zero_before_the_first_update(examples):
     """Else the first gradient would already be wrong."""
     policy = dvo.Policy(tiny.model())
-    dvo.add_reference(policy, examples, tokens=10**6)
+    dvo.add_reference(policy, examples, max_tokens=10**6)
     [batch] = dvo.micro_batches(examples, 10**6)
     packs = [examples[i].pack for i in batch]
     for i, logprobs in zip(batch, policy(packs=packs)):
@@ -699,6 +708,42 @@ def test_trees_become_rows_for_other_trainers(kind, right, wrong, run_folder, tm
                 assert tasks.grade(turn["content"], answers[user["content"]]) == is_right
                 found.add(is_right)
     assert found == ({True} if kind == "sft" else {True, False})
+
+
+def test_rows_ask_in_the_format_of_the_run(tok):
+    lines = mcts.Format(step_end="\n")
+    tree = tiny.tree("0 right", "0 wrong")
+    [row] = dvo.export([tree], "sft", tok, n=1, seed=0, format=lines)
+    assert row["prompt"][0]["content"] == lines.instruction != mcts.Format().instruction
+
+
+def test_an_export_of_nothing_says_why(tmp_path, monkeypatch, capsys):
+    trees = tmp_path / "trees.jsonl"
+    trees.write_text(tiny.tree("0 wrong").to_json() + "\n")
+    rows = tmp_path / "rows.jsonl"
+    tiny.save(tmp_path / "model")
+    with pytest.raises(SystemExit, match="2"):
+        tiny.run(dvo.main, monkeypatch, "--trees", trees, "--export", "sft", "--model", tmp_path / "model",
+                 "--out", rows)
+    assert "no row to export: of 1 questions 0 have a correct solution" in capsys.readouterr().err
+    assert not rows.exists()
+
+
+def test_another_format_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dvo.py", "--model", "M", "--data", "D"])
+    args = dvo.parse_arguments()
+    dvo.Run(tmp_path / "run", args).lines.close()
+    dvo.Run(tmp_path / "run", args).lines.close()
+    args.format = mcts.Format(step_end="\n")
+    with pytest.raises(tasks.InputError, match="a run with other settings .format was .* and is"):
+        dvo.Run(tmp_path / "run", args)
+
+
+def test_the_demo_without_rounds(tmp_path, monkeypatch, capsys):
+    """Its base is tested, and nothing that was learnt is shown."""
+    monkeypatch.setattr(dvo, "make_base", lambda folder, seed, device: dvo.random_model(folder, seed))
+    tiny.run(dvo.main, monkeypatch, "--rounds", 0, "--eval-limit", 2, "--trials", 1, "--out", tmp_path / "run")
+    assert "base" in capsys.readouterr().out
 
 
 def test_the_card_of_a_model_has_its_numbers_and_a_snippet_that_runs(run_folder, tmp_path):

@@ -543,7 +543,7 @@ def test_mismatched_pairs_stay_within_the_context():
 
 def test_one_question_has_no_mismatched_path_and_a_reference_point_of_0():
     assert mismatched([[3]]) == [[]]
-    assert dvo.reference_point(policy=None, pairs=[], tokens=99) == 0
+    assert dvo.reference_point(policy=None, pairs=[], max_tokens=99) == 0
 
 
 @pytest.mark.parametrize("shift, z0", [(0.0, 0.0), (0.5, 0.5), (-0.5, 0.0)])
@@ -556,7 +556,7 @@ def test_the_reference_point_is_the_mean_log_ratio_and_not_negative(shift, z0):
     for pair, noise in zip(pairs, around):
         logprob = -len(pair.pack.tokens)
         pair.reference[1] = logprob - shift + noise                 # so the mean log-ratio is the shift
-    assert dvo.reference_point(policy, pairs, tokens=8) == about(z0)
+    assert dvo.reference_point(policy, pairs, max_tokens=8) == about(z0)
 
 
 def test_kto_training_asks_for_the_reference_point_before_each_step():
