@@ -476,10 +476,10 @@ def scale(args):
     if args.model:
         model, tokenizer = mcts.load_model(args.model, args.device, args.dtype)
         problems = tasks.load_problems(args.data, split="train", limit=args.limit)
-        tenth_of_memory(model, tokenizer, problems, tasks.reward)
+        tenth_of_memory(model, tokenizer, problems, tasks.reward, max_tokens=64)
     else:
         problems = [*itertools.islice(questions, 100)]
-        tenth_of_memory(tiny.model(dtype=torch.float64), tokenizer, problems, toy_reward)
+        tenth_of_memory(tiny.model(dtype=torch.float64), tokenizer, problems, toy_reward, max_tokens=16)
 
 
 def memory_over_trees(model, tokenizer, questions, total):
@@ -510,12 +510,13 @@ def most_kv(engine):
     return lambda: most
 
 
-def tenth_of_memory(model, tokenizer, problems, reward):
-    """Compare a search with a tenth of the KV memory that it would fill with one that has it all."""
+def tenth_of_memory(model, tokenizer, problems, reward, max_tokens):
+    """Compare a search with a tenth of the KV memory that it would fill with one that has it all. A question
+    that does not fit into that is skipped, with a line on stderr."""
     runs = []
     budget = None
     for name in "all", "a tenth":
-        engine = mcts.Engine(model, tokenizer, slots=16, siblings=5, max_tokens=64, kv_budget=budget)
+        engine = mcts.Engine(model, tokenizer, slots=16, siblings=5, max_tokens=max_tokens, kv_budget=budget)
         held = most_kv(engine)
         grown = {}
         with Peak(model.device) as peak:
@@ -526,7 +527,7 @@ def tenth_of_memory(model, tokenizer, problems, reward):
               f"{engine.stats['sampled']:8} sampled, {peak.seconds:7.1f} s", flush=True)
         budget = held() // 10
     whole, tenth = runs
-    same = sum(tree == tenth[question] for question, tree in whole.items())
+    same = sum(tree == tenth.get(question) for question, tree in whole.items())
     print(f"{same} of {len(problems)} trees are the same")
 
 

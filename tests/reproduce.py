@@ -999,8 +999,11 @@ def values_fit(found):
     said = [f"{name}: r {number(part[name]['correlation'])}, error {number(part[name]['absolute_error'])}, "
             f"pairs {percent(part[name]['pairs_ranked'])} %, roots {part[name]['root_error']['mean']:+.2f}"
             for name in ("search", "multiplicity", "critic")]
-    better = np.subtract(part["critic"]["absolute_error"]["each"], part["search"]["absolute_error"]["each"])
-    return "; ".join(said), verdict(interval(better))
+    gain = np.subtract(part["critic"]["absolute_error"]["each"], part["search"]["absolute_error"]["each"])
+    gain = interval(gain)
+    said.append(f"the critic's error minus the search's {gain['mean']:+.2f} [{gain['low']:+.2f}, "
+                f"{gain['high']:+.2f}]")
+    return "; ".join(said), verdict(gain)
 
 
 def leads(found):
