@@ -340,6 +340,7 @@ def arithmetic(n: int, seed: int | str = 0,
     """
     draw = random.Random(f"arithmetic {seed}")
     problems = {}
+    repeats = 0
     while len(problems) < n:
         value = draw.randint(0, LARGEST)
         question = f"Start with {value}."
@@ -351,7 +352,10 @@ def arithmetic(n: int, seed: int | str = 0,
                 after = OPERATIONS[word][1](value, operand)
             question = f"{question} {word} {operand}."
             value = after
-        problems.setdefault(question, {"question": question, "answer": str(value)})
+        repeats = repeats + 1 if question in problems else 0
+        if repeats > 10_000:
+            raise InputError(f"there are no {n} chains of {low} to {high} operations; ask for fewer")
+        problems[question] = {"question": question, "answer": str(value)}
     return list(problems.values())
 
 
@@ -401,6 +405,7 @@ def _any_word(words):
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
+_OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
 _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
@@ -542,7 +547,7 @@ def _boxed(text):
             return None
         found.insert(0, content)
         start = box.start()
-    before = text[max(0, start - 60):start]
+    before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(clause):
         return None
@@ -551,6 +556,7 @@ def _boxed(text):
 
 def _is_overruled(after, content):
     """Whether what follows a box makes it part of a formula, denies it, or states another value."""
+    after = re.sub(r"\A[\s}]*\}", "", after)  # of a box around this one
     if _FACTOR_AFTER.match(after) or _is_denied(after):
         return True
     end = _STATEMENT_END.search(after)
@@ -830,7 +836,9 @@ _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another an
 # Words that make another number of the one before them, or are no unit
 _NO_UNIT = _any_word(r"""
     half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs
-    crores one two three four five six seven eight nine ten eleven twelve \w+(?:teen|ty|fold|ly|ths?)
+    crores one two three four five six seven eight nine ten eleven twelve \w+fold (?!family)\w+ly
+    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|teen)
+    \w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?
     squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
     more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
     than as a an the with without of to from by on at over under""")
@@ -852,7 +860,7 @@ def _known_unit(word):
     return _UNITS.get(word, _UNITS.get(single))
 
 
-_SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; constant \pi pi e
+_SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
 _KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]", _SPELLINGS))
@@ -862,9 +870,9 @@ _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|va
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
 _TOKEN = re.compile(rf"""\s?(?:
-      (?P<num>(?:\d{{1,3}}(?:[, ]\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
+      (?P<num>(?:(?<!,)\d{{1,3}}(?:[, ]\d{{3}})+(?!\d|,\S)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
-    | \\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
+    | (?!sec)\\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
     | (?P<word>(?:{_WRAPPED.pattern}
                  | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
                (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
@@ -894,17 +902,21 @@ def _parse(text):
     return _set(sum(parts, []))
 
 
+_LETTERS = re.compile("(?i:[^eilo])[^A-Zeilo]|[^A-Zaeiou]{3}|[abc]{3}|[uvw]{3}")  # xy is yx; cat is not act
+
+
 def _is_words(text):
     """Whether there are only words, which are no product of letters; "ab" is one, "on" is not."""
     if re.search(r"[^A-Za-z\s,.'-]", text):
         return False
     known = _KINDS.keys() | _FUNCTIONS.keys()
-    words = [word.casefold() for word in re.findall(r"[A-Za-z]{2,}", text)]
-    return any(word not in known and not re.fullmatch(r"[^eilo]{2,3}", word) for word in words)
+    words = re.findall(r"[A-Za-z]{2,}", text)
+    return any(word.casefold() not in known and not _LETTERS.fullmatch(word) for word in words)
 
 
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}")
 _MIXED = re.compile(r"(?<![\d.^_/])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\[dt]?frac\{(\d+)\}\{(\d+)\})")
+_TUPLE = re.compile(r"[(\[]\s*[^\s()\[\]]+\s*[)\]]|(?:\\|\A)\{\s*[^\s{}]+\s*\\?\}")
 _MATRIX = re.compile(r"\\begin\s*\{(?:[bp]?matrix|array)\}(?:\s*\{[clr|\s]*\})?(.*?)\\end\s*\{\w+\}", re.S)
 
 
@@ -929,11 +941,12 @@ def _matrix(match):
 
 def _tokens(text):
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)", "°", text)
-    text = re.sub(r"\\pm(?![A-Za-z])", r"+\\pm ", text)  # ± is one more letter, and a factor
+    text = re.sub(r"\\pm(?![A-Za-z])", r"+\\pm *", text)  # ± is one more letter, and a factor
     text = re.sub(r"frac\s*(\d)", r"frac{\1}", text)  # \frac12 is 1/2
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
+    text = _TUPLE.sub(lambda match: match[0].replace(",", ", "), text)  # (1,200) is a pair
     tokens = []
     for match in _TOKEN.finditer(" ".join(text.split())):
         kind = match.lastgroup
@@ -1023,10 +1036,7 @@ class _Reader:
         return node
 
     def factor_starts(self):
-        kind = self.next()
-        if kind == "num":  # no product: 1 2, \frac{1}{2}3
-            return self.tokens[self.at - 1][0] not in ("num", "}")
-        return kind in ("name", "constant", "∞", "frac", "sqrt", "fn", *_BRACKETS)
+        return self.next() in ("name", r"\pi", "∞", "frac", "sqrt", "fn", *_BRACKETS)
 
     def factor(self, marks="^%°"):
         """An operand with its signs and the `marks` after it. Every recursion passes here."""
@@ -1054,7 +1064,7 @@ class _Reader:
             return _letter(value)
         if kind == "∞":
             return _INFINITY
-        if kind == "constant":
+        if kind == r"\pi":
             return Expression((Decimal(1).exp() if value == "e" else _PI,))
         if kind == "frac":
             return _apply(operator.truediv, self.factor(""), self.factor(""))
@@ -1126,7 +1136,7 @@ def _relation(signs, terms, names):
     if signs == "∈" and names[0] and isinstance(terms[1], Group):
         return terms[1]
     if set(signs) <= set("=≈"):
-        return _equation(signs, terms, names[0])
+        return _equation(signs, terms, names)
     if set(signs) <= set(">≥"):
         signs = signs[::-1].replace(">", "<").replace("≥", "≤")
         terms = terms[::-1]
@@ -1142,9 +1152,12 @@ def _relation(signs, terms, names):
     return Relation(signs, _gaps(terms), name, value if name else None)
 
 
-def _equation(signs, terms, name):
+def _equation(signs, terms, names):
     """A chain of equations gives its name, or the sum on its left, or nothing, the value that it works out:
     x = 1 + 1 = 2 gives 2, x = 2 = 3 and x = y = 2 no value. What follows ≈ must round that value."""
+    name = names[0]
+    if signs == "=" and not name and names[1]:  # 5 = x
+        return _equation(signs, terms[::-1], names[::-1])
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
     has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
@@ -1385,6 +1398,8 @@ def _sine(x):
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
+    if base < 0 and isinstance(exponent, Fraction) and exponent.numerator == 1 and exponent.denominator % 2:
+        return -_power(-base, exponent)
     if exponent == 0.5:  # faster
         return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)

@@ -486,6 +486,48 @@ x=2, y=5 <- y=5, x=2
 B) a ferry <- The answer is **B**: a ferry.
 B) a ferry <- Final Answer: B — a ferry
 12 miles per hour <- 12 miles/hour
+# words that only look like parts or numbers
+5 <- 5 months
+5 <- Final Answer: 5 months
+5 <- It takes 5 months.
+5 <- 5 paths
+5 <- 5 family members
+5 <- 5 empty bottles
+5 <- 5 party hats
+5 months <- 5 month
+5 <- 5 sec
+5 seconds <- 5 sec
+30 sec <- Final Answer: 30 sec
+\sec x <- \frac{1}{\cos x}
+# commas between digits: of thousands, or of a list
+(1,200) <- (1, 200)
+(100,200) <- (\frac{200}{2},200)
+[1,200] <- [1, \frac{400}{2}]
+\{1,200\} <- \{200,1\}
+1,2,300 <- 300, 2, 1
+1,200,300 <- 1200300
+(1,200+x) <- (1, x+200)
+1500 <- (1,200 + 300) = 1500
+1200 <- (1200)
+# products of letters, and words
+xy <- yx
+abc <- cba
+uvw <- wvu
+constant <- Constant
+CO2 <- CO2
+A) constant <- constant
+B) rat <- Rat
+# boxes in boxes
+5 <- \boxed{\boxed{5}}
+5 <- So $\fbox{\boxed{5}}$.
+1/2 <- \boxed{ \boxed{\boxed{\frac12}}}
+# the name on the right, and odd roots of negative numbers
+5 <- 5 = x
+x=1/2 <- 0.5=x
+-2 <- \sqrt[3]{-8}
+-2 <- (-32)^{1/5}
+-\sqrt[3]{2} <- \sqrt[3]{-2}
+x <- \sqrt[3]{x^3}
 """
 
 DIFFERENT = r"""
@@ -1259,6 +1301,56 @@ x=2, y=5 <- x=2 or y=5
 7 <- 3+4\mathrm{i}
 12 <- \text{wrong answer} = 12
 \begin{pmatrix}1&2\\3&4\end{pmatrix} <- \begin{vmatrix}1&2\\3&4\end{vmatrix}
+# parts, numbers and units of other kinds
+5 <- 5 fourths
+5 <- 5 elevenths
+5 <- 5 twentieths
+5 <- 5 hundredths
+5 <- 5 millionths
+5 <- 5 seventeen miles
+5 <- 5 minutes of 60
+5 months <- 5 weeks
+5 sec <- 5 min
+# commas of a list between digits
+(1,200) <- 1200
+[1,200] <- 1200
+[1,200] <- (1200)
+\{1,200\} <- 1200
+(1,200,300) <- 1200300
+(x+1,200) <- x+1200
+1,2,300 <- 2300,1
+1,200,3 <- 3, 1200
+# anagrams, and formulas of chemistry
+constant <- \pi
+2\pi <- 2 constant
+cat <- act
+war <- raw
+pay <- yap
+DNA <- AND
+ABC <- BCA
+HT <- TH
+B) rat <- tar
+B) HT <- TH
+NO2 <- N2O
+B) NO2 <- N2O
+H2O <- HO2
+CO2 <- C2O
+2x <- x2
+# boxes in boxes
+5 <- -\boxed{\boxed{5}}
+5 <- \boxed{2\boxed{5}}
+5 <- \boxed{\boxed{5}}^2
+5 <- \boxed{ \boxed{5} }x
+# a name on the right gives no other value, and even roots of negative numbers
+5 <- 5 = 6 = x
+5 <- 6 = x
+x=5 <- 5=y
+5 <- 5 \approx x
+2 <- \sqrt[3]{-8}
+2 <- \sqrt[4]{-16}
+-2 <- \sqrt{-4}
+4 <- -(-8)^{2/3}
+x <- \sqrt[4]{x^4}
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
@@ -1279,7 +1371,6 @@ x_{1}+x_{2} <- x₁ + x₂
 \begin{pmatrix}2&2\end{pmatrix} <- \begin{pmatrix}1&2\end{pmatrix}+\begin{pmatrix}1&0\end{pmatrix}
 6 <- \sum_{k=1}^{3} k
 120 <- 5!
--2 <- \sqrt[3]{-8}
 1:2 <- 3:6:9
 7 <- 7th
 1/2 <- half
@@ -1424,6 +1515,12 @@ def test_hostile_input_ends_in_a_verdict_on_either_side(text):
             assert judge(other, text) in (True, False)
     if len(text) <= answers.MAX_CHARS:
         assert is_equiv(text, text) is bool(text.strip(" \n\0*`\"'$.,;:"))
+
+
+@pytest.mark.parametrize("unit", sorted(answers._UNITS.keys() - answers._ESSENTIAL - {"%", "°"}))
+def test_every_unit_may_be_missing_and_has_a_plural(unit):
+    assert is_equiv(f"5 {unit}", "5") and is_equiv(f"5 {unit}s", "5") and is_equiv(f"5 {unit}", f"5 {unit}s")
+    assert not is_equiv(f"6 {unit}", f"5 {unit}")
 
 
 def test_not_a_number_and_infinity_equal_no_number():

@@ -158,6 +158,13 @@ def test_generated_training_questions_hold_no_test_question():
     assert load_problems("arithmetic", split="train", limit=7) == train[:7]
 
 
+def test_more_chains_than_there_are_is_refused():
+    """Else the search for one more would never end."""
+    assert len({problem["question"] for problem in tasks.arithmetic(300, low=1, high=1)}) == 300
+    with pytest.raises(InputError, match="no 10000 chains of 1 to 1 operations"):
+        tasks.arithmetic(10_000, low=1, high=1)
+
+
 @pytest.mark.parametrize("limit", (0, -1))
 def test_a_limit_below_one_is_refused(limit):
     with pytest.raises(InputError, match=f"--limit is {limit}, but must be at least 1"):
