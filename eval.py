@@ -1418,9 +1418,9 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     `sample`, called as sample(problems, n=trials), returns a list with n responses to each problem, or an
     iterator of (index, responses) in any order. A response is a str or has `.text` (and `.tokens`); a problem
     with an empty list counts as wrong. To the JSON Lines file `out` every problem's record (see `judge`) is
-    appended as it comes; what it holds already is not asked again. `settings`, on which the responses depend,
-    are kept in each record. Raises InputError if the file cannot be written, holds something else, or
-    responses of other settings.
+    appended as it comes; what it holds already is not asked again, but judged again. `settings`, on which the
+    responses depend, are kept in each record. Raises InputError if the file cannot be written, holds
+    something else, or responses of other settings.
 
     >>> sums = [{"question": "2+2?", "answer": "4"}]
     >>> result = evaluate(lambda problems, n: [["Final Answer: 4"] * n], sums)
@@ -1430,8 +1430,8 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     check_range(trials=(trials, 1))
     if not problems:
         raise InputError("there is no problem to evaluate on")
+    records = _known_records(out, trials, settings, marker) if out else {}
     with open_lines(out) if out else contextlib.nullcontext() as file:
-        records = _known_records(out, trials, settings) if out else {}
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
         for i, responses in enumerate(drawn) if isinstance(drawn, list) else drawn:
@@ -1449,57 +1449,79 @@ def _key(problem):
     return problem["question"], problem["answer"]
 
 
-def _known_records(path, trials, settings):
-    """The records that an earlier run left in the file."""
-    records = {}
-    for record in read_lines(path):
-        if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
-            raise InputError(f"{path} holds something else than responses; choose another --out")
-        if len(record["responses"]) not in (0, trials):
-            held = len(record["responses"])
-            raise InputError(f"{path} holds {held} responses to a question, not {trials}: "
-                             "repeat that --trials, or choose another --out")
-        if record.get("settings") != settings:
-            raise InputError(f"{path} holds responses of other settings, {record.get('settings')}: repeat "
-                             "those, or choose another --out")
-        records[_key(record)] = record
+def _known_records(path, trials, settings, marker):
+    """The records that an earlier run left in the file, judged as today; the file is written anew if need be."""
+    stored = {}
+    with open_lines(path):  # nobody else meanwhile
+        for record in read_lines(path):
+            _check_record(record, path, trials, settings)
+            stored[_key(record)] = record
+        records = {key: _judged_again(record, marker) for key, record in stored.items()}
+        if records != stored:
+            fresh = f"{path}.{os.getpid()}.part"
+            with open_lines(fresh) as file:
+                for record in records.values():
+                    write_line(file, record)
+            os.replace(fresh, path)
     return records
+
+
+def _check_record(record, path, trials, settings):
+    if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
+        raise InputError(f"{path} holds something else than responses; choose another --out")
+    if len(record["responses"]) not in (0, trials):
+        raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}: "
+                         "repeat that --trials, or choose another --out")
+    if record.get("settings") != settings:
+        raise InputError(f"{path} holds responses of other settings, {record.get('settings')}: repeat "
+                         "those, or choose another --out")
+
+
+def _judged_again(record, marker):
+    verdicts = [kept | _verdict(kept["response"], record["answer"], marker) for kept in record["responses"]]
+    return record | {"responses": verdicts}
 
 
 def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
     """The record of one problem: question, answer and its responses, each {"response": text, "correct": bool,
-    "answered": whether it announces an answer, "tokens": their number, None where unknown}."""
+    "answered": whether it announces an answer, "tokens": their number, "end": how it ended ("eos", "answer",
+    or "cut" by a limit)}; the last two are None where unknown."""
     verdicts = []
     for response in responses:
         text = response if isinstance(response, str) else response.text
         tokens = getattr(response, "tokens", None)
-        verdicts.append({
-            "response": text,
-            "correct": grade(text, problem["answer"], marker),
-            "answered": extract_answer(text, marker) is not None,
-            "tokens": None if tokens is None else len(tokens),
-        })
+        ending = {"tokens": None if tokens is None else len(tokens), "end": getattr(response, "end", None)}
+        verdicts.append(_verdict(text, problem["answer"], marker) | ending)
     return {"question": problem["question"], "answer": problem["answer"], "responses": verdicts}
+
+
+def _verdict(text, answer, marker):
+    is_answered = extract_answer(text, marker) is not None
+    return {"response": text, "correct": grade(text, answer, marker), "answered": is_answered}
 
 
 def summarise(records: list[dict], trials: int) -> dict:
     """Accuracy of `judge`'s records: the mean over trials in [0, 1], its standard error (sem, None for one
-    trial), each trial's own, and the share without an answer. A problem without responses counts as wrong.
+    trial), each trial's own; the share of responses that announce no answer (some are right nevertheless) and
+    of those cut by a limit. A problem without responses counts as wrong.
 
-    >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False}
+    >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False, "end": "cut"}
     >>> summarise([{"responses": [right, right]}, {"responses": [right, wrong]}], trials=2)
-    {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25}
+    {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25, 'cut': 0.25}
     """
     n = len(records)
     rows = [record["responses"] for record in records if record["responses"]]
     accuracies = [sum(row[k]["correct"] for row in rows) / n for k in range(trials)]
-    answered = sum(response["answered"] for row in rows for response in row)
+    responses = [response for row in rows for response in row]
+    answered = sum(response["answered"] for response in responses)
+    cut = sum(response.get("end") == "cut" for response in responses)
     return {
         "accuracy": sum(accuracies) / trials,
         "sem": math.sqrt(statistics.variance(accuracies) / trials) if trials > 1 else None,
         "n": n,
         "trials": accuracies,
         "unanswered": 1 - answered / (n * trials),
+        "cut": cut / (n * trials),
     }
 
 
@@ -1695,11 +1717,10 @@ def main():
     result = evaluate(sample, problems, args.trials, out=args.out, settings=asked_of)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"
-    lengths = [response["tokens"] for record in result["responses"] for response in record["responses"]]
-    cut = sum(length >= args.max_new_tokens for length in lengths) / max(1, len(lengths))
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"
           f"accuracy {100 * result['accuracy']:.1f} ± {spread} % (mean, standard error of the trials), "
-          f"{100 * result['unanswered']:.1f} % of the responses without an answer, {100 * cut:.1f} % cut")
+          f"{100 * result['unanswered']:.1f} % of the responses without an answer, "
+          f"{100 * result['cut']:.1f} % cut")
 
 
 if __name__ == "__main__":

@@ -326,9 +326,10 @@ PROBLEMS = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(4)]
 
 
 class Response:
-    def __init__(self, text):
+    def __init__(self, text, end="eos"):
         self.text = text
         self.tokens = text.split()
+        self.end = end
 
 
 def sampler(asked=None):
@@ -338,16 +339,17 @@ def sampler(asked=None):
             asked.extend(problem["question"] for problem in problems)
         for i in reversed(range(len(problems))):
             answer = problems[i]["answer"]
-            yield i, [Response("I do not know" if answer == "3" else f"Final Answer: {answer}")] * n
+            yield i, [Response("I do not", "cut") if answer == "3" else Response(f"Final Answer: {answer}")] * n
     return sample
 
 
 def test_evaluation_of_an_iterator_in_any_order_and_of_plain_lists():
     result = evaluate(sampler(), PROBLEMS, trials=2)
     records = result.pop("responses")
-    assert result == {"accuracy": 0.75, "sem": 0, "n": 4, "trials": [0.75, 0.75], "unanswered": 0.25}
+    shares = {"unanswered": 0.25, "cut": 0.25}
+    assert result == {"accuracy": 0.75, "sem": 0, "n": 4, "trials": [0.75, 0.75], **shares}
     assert [r["question"] for r in records] == [p["question"] for p in PROBLEMS]
-    verdict = {"response": "Final Answer: 1", "correct": True, "answered": True, "tokens": 3}
+    verdict = {"response": "Final Answer: 1", "correct": True, "answered": True, "tokens": 3, "end": "eos"}
     assert records[0]["responses"] == [verdict, verdict]
 
     def lists(problems, n):
@@ -355,7 +357,9 @@ def test_evaluation_of_an_iterator_in_any_order_and_of_plain_lists():
 
     result = evaluate(lists, PROBLEMS, trials=1)
     assert result["accuracy"] == 0.5 and result["unanswered"] == 0.5
-    assert result["sem"] is None
+    assert result["sem"] is None and result["cut"] == 0
+    verdict = result["responses"][0]["responses"][0]
+    assert verdict["tokens"] is None and verdict["end"] is None, "unknown of plain text"
 
 
 def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
@@ -375,6 +379,58 @@ def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
     assert len(list(read_lines(out))) == 4
     asked.clear()
     assert evaluate(sampler(asked), PROBLEMS, trials=2, out=out) == result and not asked
+
+
+STALE = [
+    ({"correct": False}, 1), ({"answered": False}, 1),
+    ({"response": "Final Answer: 9", "correct": True}, 0.75),
+    ({"response": "I cannot say", "correct": True, "answered": True}, 0.75)]
+
+
+@pytest.mark.parametrize("stale, accuracy", STALE)
+def test_what_a_file_holds_is_judged_again(stale, accuracy, tmp_path):
+    """A judge of another day said something else; the file is corrected too, and nothing else in it changes."""
+    def right(problems, n):
+        return [[Response(f"Final Answer: {problem['answer']}")] * n for problem in problems]
+
+    out = tmp_path / "responses.jsonl"
+    evaluate(right, PROBLEMS, trials=1, out=out)
+    first, *others = read_lines(out)
+    wrong = first | {"responses": [first["responses"][0] | stale]}
+    write(out, wrong, *others)
+    result = evaluate(None, PROBLEMS, trials=1, out=out)
+    verdict, = result["responses"][0]["responses"]
+    is_right = verdict["response"] == "Final Answer: 1"
+    assert result["accuracy"] == accuracy and verdict["correct"] == is_right
+    assert verdict["answered"] == verdict["response"].startswith("Final")
+    assert list(read_lines(out)) == [first | {"responses": [verdict]}, *others]
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_what_a_file_holds_is_judged_by_the_present_marker(tmp_path):
+    out = tmp_path / "responses.jsonl"
+    problems = [{"question": "2+2?", "answer": "4"}]
+    text = "X: 4\nThe next of the numbers is one more.\nY: 5"
+
+    def run(marker):
+        return evaluate(lambda asked, n: [[text] * n], problems, trials=1, out=out, marker=marker)
+
+    found = [run(marker)["accuracy"] for marker in ("Y:", "X:", "Y:", "Z:")]
+    assert found == [0, 1, 0, 0]
+    verdict, = list(read_lines(out))[0]["responses"]
+    assert not verdict["answered"], "there is no Z:"
+
+
+def test_a_file_without_ends_counts_as_not_cut(tmp_path):
+    """Files of earlier versions lack it."""
+    out = tmp_path / "responses.jsonl"
+    assert evaluate(sampler(), PROBLEMS, trials=2, out=out)["cut"] == 0.25
+    records = list(read_lines(out))
+    for record in records:
+        for verdict in record["responses"]:
+            del verdict["end"]
+    write(out, *records)
+    assert evaluate(None, PROBLEMS, trials=2, out=out)["cut"] == 0
 
 
 def test_evaluation_refuses_a_file_of_something_else(tmp_path):
@@ -431,11 +487,12 @@ class FakeSearch:
     def stream(model, tokenizer, prompts, *, n, progress, max_new_tokens, **settings):
         for i, prompt in enumerate(prompts):
             progress(n * max_new_tokens)
-            yield i, [Response(f"Final Answer: {len(prompt)}")] * n
+            ends = "eos", "cut", "answer"
+            yield i, [Response(f"Final Answer: {len(prompt)}", end) for end in ends[:n]]
 
 
-@pytest.mark.parametrize("trials, spread", [(1, "± - %"), (3, "± 0.0 %")])
-def test_the_command(trials, spread, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("trials, spread, cut", [(1, "± - %", "0.0 % cut"), (3, "± 0.0 %", "33.3 % cut")])
+def test_the_command(trials, spread, cut, tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "data.jsonl", {"question": "one", "answer": "3"}, {"question": "four", "answer": "5"})
     command = f"eval.py --model M --data {data} --trials {trials} --out {tmp_path / 'out.jsonl'}"
     monkeypatch.setitem(sys.modules, "mcts", FakeSearch)
@@ -444,7 +501,8 @@ def test_the_command(trials, spread, tmp_path, monkeypatch, capsys):
     for is_repeated in (False, True):
         tasks.main()
         shown = capsys.readouterr()
-        assert "accuracy 50.0 " + spread in shown.out and ("tokens/s" in shown.out) != is_repeated
+        assert "accuracy 50.0 " + spread in shown.out and shown.out.endswith(f", {cut}\n")
+        assert ("tokens/s" in shown.out) != is_repeated
         assert ("100%" in shown.err) != is_repeated, "the bar has come to its end"
 
 
