@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT. Copyright 2026 the DVO reference authors
-"""Problems, answers and their judge: tasks, extraction of the final answer, equivalence, evaluation.
+"""Problems, answers and their judge: tasks, extraction of the final answer, equivalence, evaluation; at the
+end what all commands share: files of records, errors, bars.
 
     python eval.py --model M --data gsm8k              # a task, or a JSON Lines file with question and answer
 
@@ -151,8 +152,7 @@ def _lettered(question, options, correct):
 def _by_form(row, seed):
     """A row of a file given by its path: its fields show whose form it has."""
     forms = {"answerKey": _choice, "correct_answer": _sciq, "query": _metamath, "problem": _math}
-    convert = next((form for field, form in forms.items() if field in row), _pair)
-    return convert(row, seed)
+    return next((form for field, form in forms.items() if field in row), _pair)(row, seed)
 
 
 _GITHUB = "https://raw.githubusercontent.com/"
@@ -198,8 +198,7 @@ TASKS = {}
 for _row in _FILES.strip().splitlines():
     _task, _split, _file, _digest, _path = _row.split()
     _convert, _address = _SOURCES[_task]
-    _, _splits = TASKS.setdefault(_task, (_convert, {}))
-    _splits[_split] = (_file, _address + _path, _digest.strip("-"))
+    TASKS.setdefault(_task, (_convert, {}))[1][_split] = (_file, _address + _path, _digest.strip("-"))
 TASKS["arithmetic"] = (None, {"train": 600, "test": 300})  # generated below; the numbers of problems
 
 # Loading --------------------------------------------------------------------------------------------------
@@ -217,7 +216,7 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
         parts = [load_problems(part, split=split, data_dir=data_dir, seed=seed) for part in name]
-        problems = {problem["question"]: problem for part in parts for problem in part}
+        problems = {problem["question"]: problem for part in parts[::-1] for problem in part}  # the first counts
         mixture = list(problems.values())
         random.Random(f"mixture {seed}").shuffle(mixture)
         return mixture[:limit]
@@ -253,12 +252,12 @@ def _problems(path, convert, limit, seed):
         try:
             if not isinstance(row, dict):
                 raise TypeError("it is not an object with named fields")
-            question, answer = map(_mended, convert(row, seed))
+            question, answer = map(_encodable, convert(row, seed))
             if not question.strip() or not answer.strip():
                 raise ValueError("the question or the answer is empty")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{path}, {place}: {reason}; correct or delete this row.") from error
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{path}, {place}: {why}; correct or delete this row.") from error
         repeats += question in answers
         answers.setdefault(question, answer.strip())
     if not answers:
@@ -268,7 +267,7 @@ def _problems(path, convert, limit, seed):
     return [{"question": question, "answer": answer} for question, answer in answers.items()]
 
 
-def _mended(text):
+def _encodable(text):
     """The text with � for half an emoji, which no tokenizer takes."""
     if not isinstance(text, str):
         raise TypeError("the question or the answer is not text")
@@ -331,8 +330,7 @@ OPERATIONS = {
 LARGEST = 29  # every intermediate value lies in 0 ... LARGEST
 
 
-def arithmetic(n: int, seed: int | str = 0,
-               low: int = 3, high: int = 6) -> list[dict]:
+def arithmetic(n: int, seed: int | str = 0, low: int = 3, high: int = 6) -> list[dict]:
     """n different chains of `low` to `high` operations as {"question", "answer"}; the same for the same seed.
 
     >>> arithmetic(1, low=2, high=2)
@@ -406,7 +404,7 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
-_STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
+_CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
     (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best
@@ -416,16 +414,21 @@ _STATED = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:
   | (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
-_STATEMENT_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
+_CUE_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
 _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# What takes a statement back, after it or in its own sentence
+# "Not this", in five lists. A new word belongs into the first that fits:
+#   _DENIAL       it takes a statement back, before it, after it, or in the next sentence
+#   _OBJECTION    it makes the sentence around a value no statement of that value
+#   _FACTOR_...   it makes a box a part of a formula
+#   _OTHERWISE    after the letter of an option: it speaks of another one, or of all
+#   _NO_UNIT      after a number: it makes another number of it
+
 _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
     instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
-# What makes a sentence no statement of the value in it, or an option not the one that is chosen
 _OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     doubt lie untrue contrary hypothetic\w+ far\sbe mistakes? suppose assum\w+ let if unless whether probably
     guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
@@ -434,10 +437,9 @@ _OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     plus minus divided increased decreased squared doubled tripled twice double half digits? reciprocal mod
     times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
-_REASON = re.compile(r"""[\s,;:.(-]{1,3}
+_BECAUSE = re.compile(r"""[\s,;:.(-]{1,3}
     (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
     """, re.I | re.X)
-# What makes a box part of a formula
 _FACTOR_BEFORE = re.compile(r"""
     (?: [-+*/^_{}\d|≈≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
       | \\(?:neq?|approx|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
@@ -463,8 +465,11 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts, else the last statement among \boxed{}, "####", "the answer
-    is", "Answer:", <answer>, 答案 and "A:" as the last line. Boxes joined by "and" are one list. A thought
-    counts only where nothing follows it. Raises TypeError for what is no text.
+    is", "Answer:", <answer>, 答案 and "A:" as the last line that is not overruled, of five. The usual marker is
+    known in any case, also as "final answer is" or as a heading; one's own is taken literally. Boxes joined by
+    "and" are one list. A sentence that the next one takes back is returned with it, so as to equal nothing
+    but the value that the next one states. A thought counts only where nothing follows it. Raises TypeError
+    for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -479,8 +484,8 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     if found := _sentence(rest):
         if _BOX.search(found):
             found = _boxed(rest) or rest
-        return _last_stated(found) or found  # "Final Answer: the answer is 5"
-    return _last_stated(text)
+        return _last_cued(found) or found  # "Final Answer: the answer is 5"
+    return _last_cued(text)
 
 
 def _require_text(*texts):
@@ -495,9 +500,9 @@ def _shown(text):
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
 
 
-def _last_stated(text):
+def _last_cued(text):
     end = len(text)
-    for use in list(_STATED.finditer(text))[:-6:-1]:
+    for use in list(_CUE.finditer(text))[:-6:-1]:
         if "box" in use[0]:
             found = _boxed(text[:end])
         else:
@@ -517,7 +522,7 @@ def _is_denied(after):
 def _is_taken_back(after, stated):
     """Whether the next sentence denies a statement, or is hardly more than another: No. Or 8. C) rat."""
     after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))
-    following = _STATEMENT_END.split(after, maxsplit=1)[0]
+    following = _CUE_END.split(after, maxsplit=1)[0]
     if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
         return True
     value, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
@@ -530,7 +535,7 @@ def _is_taken_back(after, stated):
 
 def _boxed(text):
     """The content of the last box, after that of boxes joined to it by a comma, "and" or "or"; or None where
-    it is denied, or a part of a formula."""
+    there is none, or it is not closed, denied, or a part of a formula."""
     found = []
     start = len(text)
     for box in reversed(list(_BOX.finditer(text))):
@@ -559,7 +564,7 @@ def _is_overruled(after, content):
     after = re.sub(r"\A[\s}]*\}", "", after)  # of a box around this one
     if _FACTOR_AFTER.match(after) or _is_denied(after):
         return True
-    end = _STATEMENT_END.search(after)
+    end = _CUE_END.search(after)
     return end is not None and _is_taken_back(after[end.end():], content)
 
 
@@ -575,12 +580,13 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The sentence or display that opens the text; all of it where the next sentence takes that one back."""
+    """The sentence or display that opens the text; all of it where the next sentence takes that one back: no
+    value then equals it, except, by `_prose_value`, the one on its last line."""
     rest = rest.lstrip(" \t\r\n:*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
     line = rest
-    end = _STATEMENT_END.search(rest)
+    end = _CUE_END.search(rest)
     if end and not _is_taken_back(rest[end.end():], rest[:end.start()]):
         line = rest[:end.start()]
     return _bare(line)
@@ -589,17 +595,14 @@ def _sentence(rest):
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`.
 
-    Of prose ("The largest is $34$ of them") the one value that its last sentence states counts.
+    If that is prose ("The largest is $34$ of them"), the one value counts that the last sentence of its last
+    line states.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
     """
-    _require_text(response, answer, marker)
     prediction = extract_answer(response, marker) or _shown(response)
-    if is_equiv(prediction, answer):
-        return True
-    value = _stated_value(prediction)
-    return value not in (None, prediction) and is_equiv(value, answer)
+    return is_equiv(prediction, answer) or is_equiv(_prose_value(prediction) or "", answer)
 
 
 def reward(response: str, answer: str, marker: str = MARKER) -> int:
@@ -614,7 +617,7 @@ _VERBS = _any_word(r"""
     pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
     scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
     increases\sby a\stotal\sof find\sthat there""")
-_STATEMENT = re.compile(rf"""
+_PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
@@ -626,13 +629,13 @@ _ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
-def _stated_value(text):
+def _prose_value(text):
     """The value that the last sentence states, as text; None where it denies it, doubts it, or states a
     second one in the same words."""
     text = _BOLD.sub(r"\1", _translate(text[-MAX_CHARS:].partition("<|")[0]))
     last_line = _WRAPPED.sub(r" \1 ", text).strip().rpartition("\n")[2]
     *earlier, sentence = [part.rstrip(" .") for part in _SENTENCE_END.split(last_line)]
-    stated = _STATEMENT.fullmatch(_ASIDE.sub("", _REASON.split(sentence)[0]))
+    stated = _PROSE.fullmatch(_ASIDE.sub("", _BECAUSE.split(sentence)[0]))
     if stated is None:
         return None
     lead = sentence[:stated.start("value")]
@@ -654,12 +657,12 @@ _OPTION = re.compile(r"""
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
                       |not\s(?!\1)[A-J])[\s.)]*
       | (.*))""", re.I | re.S | re.X)
-_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
+_LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
 _OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     all none both any each others? every\w* well eliminated ruled also right correct guess\w*
     (?:is|so|in)\s(?-i:[A-J]) (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
-_SPACES = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
+_SPACE_BESIDE_SIGN = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
 
 def is_equiv(prediction: str, answer: str) -> bool:
@@ -695,9 +698,9 @@ def _is_option(prediction, letter, text):
     rest = chosen[3] or ""
     if not rest.strip():
         return True
-    words, *reason = _REASON.split(rest, maxsplit=1)
+    words, *why = _BECAUSE.split(rest, maxsplit=1)
     parts = [rest]
-    if reason and not _OTHERWISE.search(reason[0]):
+    if why and not _OTHERWISE.search(why[0]):
         parts.append(words)
     if not words.strip():
         return len(parts) == 2
@@ -706,7 +709,7 @@ def _is_option(prediction, letter, text):
     if text:
         return any(_same_answer(_without_dash(part), text) for part in parts)
     is_doubted = _OTHERWISE.search(rest) or _OBJECTION.search(rest) or _OTHER_LABEL.search(words)
-    return bool(_WORDS.match(words)) and not is_doubted
+    return bool(_LETTER_THEN_WORDS.match(words)) and not is_doubted
 
 
 def _without_dash(words):
@@ -716,7 +719,7 @@ def _without_dash(words):
 
 def _same_answer(prediction, answer, is_option=False):
     """By value where both are mathematics, else as text."""
-    if _SPACES.sub("", prediction) == _SPACES.sub("", answer):
+    if _SPACE_BESIDE_SIGN.sub("", prediction) == _SPACE_BESIDE_SIGN.sub("", answer):
         return True
     left = _parse(prediction)
     right = _parse(answer)
@@ -726,10 +729,16 @@ def _same_answer(prediction, answer, is_option=False):
     return _same(left, right, is_option)
 
 
-# Text: cleaned of what does not matter, and compared word by word
+# Text: cleaned of what does not matter, and compared word by word. What strips what, in this order:
+#   _shown        a response: thoughts, all but its end
+#   _bare         a statement: quotes, bold marks and full stop around it
+#   _clean        either answer: a box, LaTeX's spaces, signs of money, delimiters, "so", the full stop
+#   _unwrapped    an option: \text{} and **
+#   _without_dash the words after an option's letter: a dash or brackets
+#   _plain        texts that are no mathematics: what _unwrapped takes, spaces beside signs, case
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
-_SPACING = re.compile(
+_LATEX_SPACE = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
 _MONEY = re.compile(
     r"\A([^$]*?)\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
@@ -747,15 +756,12 @@ _UNICODE = str.maketrans({
 
 
 def _clean(text):
-    if text.isalnum() and text.isascii():
-        return text
     if "box" in text:
         text = _boxed(text[-MAX_RESPONSE:]) or text
     if len(text) > MAX_CHARS:
         return text.strip()
     text = _translate(text).replace("{,}", ",")
-    if "\\" in text or "~" in text:
-        text = _SPACING.sub(" ", re.sub(r"\\!\s*", "", text))
+    text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
     text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     text = _CONNECTIVE.sub("", text)
@@ -764,18 +770,15 @@ def _clean(text):
 
 
 def _bare(text):
-    """Without quotes, bold marks and full stop around it; the * of a product that was cut off stays."""
+    """Without quotes, bold marks and full stop around it; a * after a space, of a product cut off, stays."""
     text = text.lstrip(" \t\r\n*`\"'").rstrip(" \t\r\n`\"'.")
-    if text.endswith("*"):
-        text = re.sub(r"(?<=[^\s*])\*+\Z", "", text)
-    return text.rstrip(" .`\"'")
+    return re.sub(r"(?<=[^\s*])\*+\Z", "", text).rstrip(" .`\"'")
 
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
-    text = text.replace("...", "…")
     if text.isascii():
-        return text
+        return text.replace("...", "…")
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
     return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
@@ -791,7 +794,7 @@ def _plain(text, is_folded):
     text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
     if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
-    return _SPACES.sub("", text)
+    return _SPACE_BESIDE_SIGN.sub("", text)
 
 
 # Reading: text becomes tokens (kind, value), tokens become expressions, groups and relations
@@ -805,8 +808,8 @@ class Expression(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A tuple or interval (kind "()" or "[)"), a row of a matrix, a ratio (":"), a "time", a set ("{}")."""
-    kind: str
+    """A tuple or interval (form "()" or "[)"), a row of a matrix, a ratio (":"), a "time", a set ("{}")."""
+    form: str
     items: tuple
 
 
@@ -818,22 +821,21 @@ class Relation(NamedTuple):
     value: Expression | Group | None
 
 
-_FUNCTIONS = {
-    "ln": Decimal.ln,
-    "log": Decimal.log10,
-    "sin": lambda x: _sine(x),
-    "cos": lambda x: _sine(x + _PI / 2),
-    "tan": lambda x: _sine(x) / _sine(x + _PI / 2),
-    "sec": lambda x: 1 / _sine(x + _PI / 2),
-}
 _INFINITY = Expression((Fraction(1),), "∞")  # no arithmetic but a sign
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_SPELLED_UNITS = """mm millimeter; cm centimeter; km kilometer; in inche inch; ft feet foot; yd yard; mi mile
-    kg kilogram; mg milligram; lb pound; oz ounce; ml milliliter; hr hour; min minute; sec second
-    percent %; degree °; usd dollar; points; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
-_UNITS = {name: names.split()[-1] for names in re.split("[;\n]", _SPELLED_UNITS) for name in names.split()}
+# Of both tables of spellings the first is what the others are read as. A single letter is a variable, no unit
+_SPELLED_UNITS = """millimeter mm; centimeter cm; kilometer km; inch inche in; foot feet ft; yard yd; mile mi
+    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml; hour hr; minute min; second sec
+    % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
+
+
+def _table(spellings):
+    rows = [row.split() for row in re.split("[;\n]", spellings)]
+    return {spelling: row[0] for row in rows for spelling in row}
+
+
+_UNITS = _table(_SPELLED_UNITS)
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
-# Words that make another number of the one before them, or are no unit
 _NO_UNIT = _any_word(r"""
     half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs
     crores one two three four five six seven eight nine ten eleven twelve \w+fold (?!family)\w+ly
@@ -863,8 +865,7 @@ def _known_unit(word):
 _SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
-_KINDS = {spelling: kind for kind, *spellings in map(str.split, re.split("[;\n]", _SPELLINGS))
-          for spelling in [kind, *spellings]}
+_KINDS = _table(_SPELLINGS)
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
 # Short words that are no product of letters
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
@@ -872,7 +873,7 @@ _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:(?<!,)\d{{1,3}}(?:[, ]\d{{3}})+(?!\d|,\S)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
-    | (?!sec)\\?(?P<fn>{"|".join(_FUNCTIONS)})(?=[xyzt]?(?![A-Za-z]))
+    | \\?(?P<fn>ln|log|sin|cos|tan|(?<=\\)sec)(?=[xyzt]?(?![A-Za-z]))  # \sin, sin or sinx; 5 sec are seconds
     | (?P<word>(?:{_WRAPPED.pattern}
                  | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
                (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
@@ -977,7 +978,7 @@ class _Reader:
         self.at = 0
         self.depth = 0
 
-    def next(self):
+    def peek(self):
         return self.tokens[self.at][0]
 
     def take(self, *kinds):
@@ -994,8 +995,8 @@ class _Reader:
             while self.take(","):
                 pass
             found.append(self.relation())
-            if self.next() not in (",", *closers):
-                raise ValueError(f"{self.next()} in a list")
+            if self.peek() not in (",", *closers):
+                raise ValueError(f"{self.peek()} in a list")
         return found, closer[0]
 
     def relation(self):
@@ -1013,15 +1014,15 @@ class _Reader:
 
     def ratio(self):
         start = self.at
-        parts = [self.sum()]
+        parts = [self.quantity()]
         while self.take(":"):
-            parts.append(self.sum())
+            parts.append(self.quantity())
         return _ratio(parts, self.tokens[start:self.at]) if len(parts) > 1 else parts[0]
 
-    def sum(self):
+    def quantity(self):
         """A sum with the words after it: cm^2, miles/hour."""
         node = self.term()
-        while self.next() in ("+", "-"):  # the next factor takes it
+        while self.peek() in ("+", "-"):  # the next factor takes it
             node = _apply(operator.add, node, self.term())
         words = []
         while word := self.take("word", *("/" if words else "")):
@@ -1036,7 +1037,7 @@ class _Reader:
         return node
 
     def factor_starts(self):
-        return self.next() in ("name", r"\pi", "∞", "frac", "sqrt", "fn", *_BRACKETS)
+        return self.peek() in ("name", r"\pi", "∞", "frac", "sqrt", "fn", *_BRACKETS)
 
     def factor(self, marks="^%°"):
         """An operand with its signs and the `marks` after it. Every recursion passes here."""
@@ -1046,7 +1047,7 @@ class _Reader:
         is_negative = False
         while sign := self.take("+", "-"):
             is_negative ^= sign[0] == "-"
-        node = self.atom(*self.take(self.next()))
+        node = self.atom(*self.take(self.peek()))
         while self.take(*marks[:1]):
             node = _apply(_power, node, self.factor("^"))
         if is_negative:
@@ -1072,7 +1073,7 @@ class _Reader:
             degree = self.items("]")[0][0] if self.take("[") else _number(2)
             return _apply(_power, self.factor(""), _apply(operator.truediv, _number(1), degree))
         if kind == "fn":
-            return _function(self, _FUNCTIONS[value])
+            return self.function(_FUNCTIONS[value])
         if kind not in _BRACKETS:
             raise ValueError(f"{kind} begins no operand")
         found, closer = self.items(*_BRACKETS[kind])
@@ -1080,25 +1081,24 @@ class _Reader:
             return found[0]
         return _set(found) if closer in ("}", r"\}") else Group(kind + closer, tuple(found))
 
+    def function(self, function):
+        """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
+        power = self.factor("^") if self.take("^") else _number(1)
+        if power == _number(-1):
+            raise ValueError("an inverse function")
+        if self.peek() in _BRACKETS:
+            argument = self.factor("")
+        else:
+            argument = self.factor()
+            while self.factor_starts() and self.peek() not in ("fn", "(", "["):
+                argument = _apply(operator.mul, argument, self.factor())
+        return _apply(_power, _apply(function, argument), power)
+
 
 def _negative(node):
     if node == _INFINITY:
         return node._replace(values=(Fraction(-1),))
     return _apply(operator.neg, node)
-
-
-def _function(reader, function):
-    """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
-    power = reader.factor("^") if reader.take("^") else _number(1)
-    if power == _number(-1):
-        raise ValueError("an inverse function")
-    if reader.next() in _BRACKETS:
-        argument = reader.factor("")
-    else:
-        argument = reader.factor()
-        while reader.factor_starts() and reader.next() not in ("fn", "(", "["):
-            argument = _apply(operator.mul, argument, reader.factor())
-    return _apply(_power, _apply(function, argument), power)
 
 
 def _measured(node, words):
@@ -1192,7 +1192,7 @@ def _set(nodes):
     """An unordered group; sets among the nodes, as in a union, lend it their members."""
     members = []
     for node in nodes:
-        members += node.items if isinstance(node, Group) and node.kind == "{}" else [node]
+        members += node.items if isinstance(node, Group) and node.form == "{}" else [node]
     return Group("{}", tuple(members))
 
 
@@ -1217,12 +1217,12 @@ def _same(a, b, is_option=False):
         return a.value is not None and _same(a.value, b)
     if isinstance(a, Expression) and isinstance(b, Expression):
         return _same_unit(a, b, is_option) and _agree(a.values, b.values)
-    if type(a) is not type(b) or a.kind != b.kind or len(a.items) != len(b.items):
+    if type(a) is not type(b) or a.form != b.form or len(a.items) != len(b.items):
         return False
-    if a.kind == ":":
+    if a.form == ":":
         ratios = [_apply(operator.truediv, *pair) for pair in zip(a.items, b.items)]
         return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
-    if a.kind != "{}":
+    if a.form != "{}":
         return all(map(_same, a.items, b.items))
     units = [_units(a), _units(b)]
     if units[0] != units[1] and max(map(len, units)) > 1:  # 2 hours and 30 minutes are not 30 and 2
@@ -1405,6 +1405,14 @@ def _power(base, exponent):
     return _decimal(base) ** _decimal(exponent)
 
 
+_FUNCTIONS = {
+    "ln": Decimal.ln,
+    "log": Decimal.log10,
+    "sin": _sine,
+    "cos": lambda x: _sine(x + _PI / 2),
+    "tan": lambda x: _sine(x) / _sine(x + _PI / 2),
+    "sec": lambda x: 1 / _sine(x + _PI / 2),
+}
 _EXACT = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, _power}
 
 
@@ -1592,10 +1600,10 @@ def run_command(main: Callable):
 
 def watch_imports():
     """From here on Ctrl-C is one sentence, also while torch is imported, which takes seconds."""
-    def hook(kind, error, trace):
+    def hook(error_class, error, trace):
         if isinstance(error, KeyboardInterrupt):
             leave(error)
-        sys.__excepthook__(kind, error, trace)
+        sys.__excepthook__(error_class, error, trace)
 
     sys.excepthook = hook
 
