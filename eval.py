@@ -216,7 +216,9 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
         parts = [load_problems(part, split=split, data_dir=data_dir, seed=seed) for part in name]
-        problems = {problem["question"]: problem for part in parts[::-1] for problem in part}  # the first counts
+        problems = {}
+        for problem in sum(parts, []):
+            problems.setdefault(problem["question"], problem)
         mixture = list(problems.values())
         random.Random(f"mixture {seed}").shuffle(mixture)
         return mixture[:limit]
@@ -407,7 +409,7 @@ _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
 _CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
-    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely
        |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
     (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?
     (?:\**\s*[:=]|\**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))
@@ -434,10 +436,10 @@ _OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
     initially previous next debts? owes negative bound estimate\w* claims? says? said
     (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan
-    plus minus divided increased decreased squared doubled tripled twice double half digits? reciprocal mod
+    plus minus divided increased decreased squared doubled tripled twice double half (?<!-)digits? reciprocal mod
     times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
-_BECAUSE = re.compile(r"""[\s,;:.(-]{1,3}
+_BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\s,;:.(-]{1,3}
     (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
     """, re.I | re.X)
 _FACTOR_BEFORE = re.compile(r"""
@@ -448,6 +450,7 @@ _FACTOR_AFTER = re.compile(r"""
     | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
     | [A-Za-z]
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
+    | [^.\n]*\bbut\b
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
@@ -464,12 +467,11 @@ def visible(text: str) -> str:
 def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
-    What follows the last use of `marker` counts, else the last statement among \boxed{}, "####", "the answer
-    is", "Answer:", <answer>, 答案 and "A:" as the last line that is not overruled, of five. The usual marker is
-    known in any case, also as "final answer is" or as a heading; one's own is taken literally. Boxes joined by
-    "and" are one list. A sentence that the next one takes back is returned with it, so as to equal nothing
-    but the value that the next one states. A thought counts only where nothing follows it. Raises TypeError
-    for what is no text.
+    What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
+    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and "A:" as the
+    last line the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
+    is returned with it: it equals nothing but the value that the next one states. A thought counts only where
+    nothing follows it. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -510,13 +512,12 @@ def _last_cued(text):
         if found:
             return found
         end = use.start()
-    return None
 
 
 def _is_denied(after):
     """Whether the words right after a statement deny it."""
-    words = _GAP.sub("", after[:20])
-    return _DENIAL.search(". " + re.split("[.,;\n]", words)[0])
+    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]
+    return _DENIAL.search(f". {words}") or re.match(r"(?:but|however)\b", words, re.I)
 
 
 def _is_taken_back(after, stated):
@@ -576,7 +577,6 @@ def _box_end(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return brace.end()
-    return None
 
 
 def _sentence(rest):
@@ -616,16 +616,15 @@ _VERBS = _any_word(r"""
     is are was were equals? has have had gets? got makes? made gives? becomes? costs? needs? takes? took
     pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
     scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby a\stotal\sof find\sthat there""")
+    increases\sby produces? raised read a\stotal\sof find\sthat there""")
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
-    (?P<value>\S.*?)
-    (?:,?\s(?:left|ago|remain(?:s|ing)?|long|only|here|for\sit|of\sthem|altogether|today
+    (?P<value>(?=.*[\d\\])\S.*?)
+    (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem|altogether|today
        |in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
     """, re.I | re.X)
-_ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{2}[^()]*\)")
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
@@ -635,7 +634,7 @@ def _prose_value(text):
     text = _BOLD.sub(r"\1", _translate(text[-MAX_CHARS:].partition("<|")[0]))
     last_line = _WRAPPED.sub(r" \1 ", text).strip().rpartition("\n")[2]
     *earlier, sentence = [part.rstrip(" .") for part in _SENTENCE_END.split(last_line)]
-    stated = _PROSE.fullmatch(_ASIDE.sub("", _BECAUSE.split(sentence)[0]))
+    stated = _PROSE.fullmatch(_BECAUSE.split(sentence)[0])
     if stated is None:
         return None
     lead = sentence[:stated.start("value")]
@@ -657,6 +656,7 @@ _OPTION = re.compile(r"""
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
                       |not\s(?!\1)[A-J])[\s.)]*
       | (.*))""", re.I | re.S | re.X)
+_AFTER_LETTER = re.compile(r"\s*[,:]?\s*(?:-\s)?(?P<bracket>\()?(?P<text>.*?)(?(bracket)\))", re.S)
 _LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
 _OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     all none both any each others? every\w* well eliminated ruled also right correct guess\w*
@@ -676,8 +676,7 @@ def is_equiv(prediction: str, answer: str) -> bool:
     (True, True, False)
     """
     _require_text(prediction, answer)
-    prediction = _clean(prediction)
-    answer = _clean(answer)
+    prediction, answer = map(_clean, (prediction, answer))
     if not prediction or not answer or max(len(prediction), len(answer)) > MAX_CHARS:
         return prediction == answer != ""
     option = _GOLD_OPTION.fullmatch(_unwrapped(answer))
@@ -700,21 +699,16 @@ def _is_option(prediction, letter, text):
         return True
     words, *why = _BECAUSE.split(rest, maxsplit=1)
     parts = [rest]
-    if why and not _OTHERWISE.search(why[0]):
+    if why and not _OTHERWISE.search(f". {why[0]}"):
         parts.append(words)
     if not words.strip():
         return len(parts) == 2
     if not chosen[2] and not re.match(r"\s*[,(:-]", rest):
         return False
     if text:
-        return any(_same_answer(_without_dash(part), text) for part in parts)
+        return any(_same_answer(_AFTER_LETTER.fullmatch(part)["text"], text) for part in parts)
     is_doubted = _OTHERWISE.search(rest) or _OBJECTION.search(rest) or _OTHER_LABEL.search(words)
     return bool(_LETTER_THEN_WORDS.match(words)) and not is_doubted
-
-
-def _without_dash(words):
-    words = re.sub(r"\A\s*[,:]?\s*(?:-\s)?", "", words)
-    return words[1:-1] if words.startswith("(") and words.endswith(")") else words
 
 
 def _same_answer(prediction, answer, is_option=False):
@@ -729,13 +723,9 @@ def _same_answer(prediction, answer, is_option=False):
     return _same(left, right, is_option)
 
 
-# Text: cleaned of what does not matter, and compared word by word. What strips what, in this order:
-#   _shown        a response: thoughts, all but its end
-#   _bare         a statement: quotes, bold marks and full stop around it
-#   _clean        either answer: a box, LaTeX's spaces, signs of money, delimiters, "so", the full stop
-#   _unwrapped    an option: \text{} and **
-#   _without_dash the words after an option's letter: a dash or brackets
-#   _plain        texts that are no mathematics: what _unwrapped takes, spaces beside signs, case
+# Text: cleaned of what does not matter, and compared word by word. In this order _shown strips a response (of
+# thoughts, and all but its end), _bare a statement (quotes, bold marks, full stop), _clean either answer (boxes,
+# LaTeX's spaces, money, delimiters, "so"), _unwrapped options and _plain other texts (\text{}, and case)
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(
@@ -825,7 +815,7 @@ _INFINITY = Expression((Fraction(1),), "∞")  # no arithmetic but a sign
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 # Of both tables of spellings the first is what the others are read as. A single letter is a variable, no unit
 _SPELLED_UNITS = """millimeter mm; centimeter cm; kilometer km; inch inche in; foot feet ft; yard yd; mile mi
-    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml; hour hr; minute min; second sec
+    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml mL; hour hr; minute min; second sec
     % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
 
 
@@ -837,8 +827,8 @@ def _table(spellings):
 _UNITS = _table(_SPELLED_UNITS)
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 _NO_UNIT = _any_word(r"""
-    half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs
-    crores one two three four five six seven eight nine ten eleven twelve \w+fold (?!family)\w+ly
+    half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs?
+    crores? one two three four five six seven eight nine ten eleven twelve \w+fold (?!family)\w+ly
     (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|teen)
     \w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?
     squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
@@ -946,6 +936,7 @@ def _tokens(text):
     text = re.sub(r"frac\s*(\d)", r"frac{\1}", text)  # \frac12 is 1/2
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
+    text = re.sub(r"(?<=km|mi)/h\b", "/hour", text)
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
     text = _TUPLE.sub(lambda match: match[0].replace(",", ", "), text)  # (1,200) is a pair
     tokens = []
@@ -968,6 +959,7 @@ def _tokens(text):
 
 
 _BRACKETS = {"(": ")]", "[": ")]", "{": "}", r"\{": (r"\}",), r"\langle": (r"\rangle",)}
+_STARTS = {"name", r"\pi", "∞", "frac", "sqrt", "fn", *_BRACKETS}  # of a factor without a sign before it
 
 
 class _Reader:
@@ -1026,18 +1018,15 @@ class _Reader:
             node = _apply(operator.add, node, self.term())
         words = []
         while word := self.take("word", *("/" if words else "")):
-            words += ["per"] if word[0] == "/" else word[1].casefold().split()
+            words += ["per"] if word[0] == "/" else word[1].casefold().replace("/", " per ").split()
         return _measured(node, words) if words else node
 
     def term(self):
         node = self.factor()
-        while (sign := self.take("*", "/")) or self.factor_starts():
+        while (sign := self.take("*", "/")) or self.peek() in _STARTS:
             operate = operator.truediv if sign and sign[0] == "/" else operator.mul
             node = _apply(operate, node, self.factor())
         return node
-
-    def factor_starts(self):
-        return self.peek() in ("name", r"\pi", "∞", "frac", "sqrt", "fn", *_BRACKETS)
 
     def factor(self, marks="^%°"):
         """An operand with its signs and the `marks` after it. Every recursion passes here."""
@@ -1090,7 +1079,7 @@ class _Reader:
             argument = self.factor("")
         else:
             argument = self.factor()
-            while self.factor_starts() and self.peek() not in ("fn", "(", "["):
+            while self.peek() in _STARTS and self.peek() not in ("fn", "(", "["):
                 argument = _apply(operator.mul, argument, self.factor())
         return _apply(_power, _apply(function, argument), power)
 
@@ -1167,18 +1156,13 @@ def _equation(signs, terms, names):
     value = worked[-1]
     if not name and has_letter[exact - 1] or not all(_same(term, value) for term in worked):
         value = None
-    elif not all(_rounds(rounded, value) for rounded in terms[exact:]):
+    elif not all(_are_plain([term, value]) and _is_rounding(term.values[0], value.values[0])
+                 for term in terms[exact:]):
         raise ValueError("no rounding of the value before it")
     letters = re.findall(r"\b[A-Za-z]\b", name or "")
     if isinstance(value, Group) and letters != sorted(letters):  # (y, x) = (2, 5)
         value = None
     return Relation("=" * (exact - 1), _gaps(terms[:exact]), name, value)
-
-
-def _rounds(rounded, node):
-    if not _are_plain([rounded, node]):
-        return False
-    return _is_rounding(rounded.values[0], node.values[0])
 
 
 def _gaps(terms):
@@ -1224,7 +1208,7 @@ def _same(a, b, is_option=False):
         return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
     if a.form != "{}":
         return all(map(_same, a.items, b.items))
-    units = [_units(a), _units(b)]
+    units = [{item.unit for item in group.items if isinstance(item, Expression)} - {""} for group in (a, b)]
     if units[0] != units[1] and max(map(len, units)) > 1:  # 2 hours and 30 minutes are not 30 and 2
         return False
     rest = list(b.items) if len(b.items) <= MAX_LIST else []
@@ -1234,10 +1218,6 @@ def _same(a, b, is_option=False):
             return False
         del rest[twin]
     return True
-
-
-def _units(group):
-    return {item.unit for item in group.items if isinstance(item, Expression)} - {""}
 
 
 def _same_unit(a, b, is_option):
@@ -1255,17 +1235,13 @@ def _same_relation(a, b):
     if a.signs != b.signs or not a.gaps or len(a.gaps) != len(b.gaps):
         return False
     for sign, left, right in zip(a.signs, a.gaps, b.gaps):
-        if _is_constant(left) or _is_constant(right):  # without a free letter
+        if any(_agree(gap.values, gap.values[:1]) for gap in (left, right)):  # without a free letter
             return False
         ratios = _apply(operator.truediv, left, right).values
         defined = [ratio for ratio in ratios if ratio is not None]
         if not _agree(ratios, tuple(defined[:1])) or sign in "<≤" and defined[0] < 0:
             return False
     return True
-
-
-def _is_constant(node):
-    return _agree(node.values, node.values[:1])
 
 
 def _agree(left, right):
@@ -1442,7 +1418,9 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     with open_lines(out) if out else contextlib.nullcontext() as file:
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
-        for i, responses in enumerate(drawn) if isinstance(drawn, list) else drawn:
+        if isinstance(drawn, list):
+            drawn = enumerate(drawn)
+        for i, responses in drawn:
             record = judge(asked[i], responses, marker)
             if settings:
                 record["settings"] = settings
@@ -1453,18 +1431,20 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     return summarise(records, trials) | {"responses": records}
 
 
-def _key(problem):
-    return problem["question"], problem["answer"]
+_key = operator.itemgetter("question", "answer")
 
 
 def _known_records(path, trials, settings, marker):
     """The records that an earlier run left in the file, judged as today; the file is written anew if need be."""
     stored = {}
+    records = {}
     with open_lines(path):  # nobody else meanwhile
         for record in read_lines(path):
             _check_record(record, path, trials, settings)
+            verdicts = [verdict | _verdict(verdict["response"], record["answer"], marker)
+                        for verdict in record["responses"]]
             stored[_key(record)] = record
-        records = {key: _judged_again(record, marker) for key, record in stored.items()}
+            records[_key(record)] = record | {"responses": verdicts}
         if records != stored:
             fresh = f"{path}.{os.getpid()}.part"
             with open_lines(fresh) as file:
@@ -1483,11 +1463,6 @@ def _check_record(record, path, trials, settings):
     if record.get("settings") != settings:
         raise InputError(f"{path} holds responses of other settings, {record.get('settings')}: repeat "
                          "those, or choose another --out")
-
-
-def _judged_again(record, marker):
-    verdicts = [kept | _verdict(kept["response"], record["answer"], marker) for kept in record["responses"]]
-    return record | {"responses": verdicts}
 
 
 def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
@@ -1577,8 +1552,7 @@ def write_line(file, record: dict):
 def read_lines(path: str | Path) -> Iterator:
     """The records of a JSON Lines file; none without a file. Raises InputError for a line that is no JSON."""
     if os.path.exists(path):
-        for _, record in _rows(path):
-            yield record
+        yield from (record for _, record in _rows(path))
 
 
 # The command ----------------------------------------------------------------------------------------------
@@ -1702,11 +1676,10 @@ def main():
     args = parse_arguments()
     if ranks() != (0, 1):
         raise InputError("an evaluation is one process: start it without torchrun")
-    limits = {"trials": (args.trials, 1), "max_new_tokens": (args.max_new_tokens, 1)}
-    check_range(**limits, temperature=(args.temperature, 0))
+    check_range(max_new_tokens=(args.max_new_tokens, 1), temperature=(args.temperature, 0))
     problems = load_problems(args.data, split=args.split, limit=args.limit, data_dir=args.data_dir)
 
-    settings = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    how = {"temperature": args.temperature, "max_new_tokens": args.max_new_tokens, "seed": args.seed}
 
     def sample(asked, n):
         import mcts
@@ -1716,13 +1689,13 @@ def main():
         drawn = 0
         start = time.time()
         with progress("sample", len(asked) * n * args.max_new_tokens, "token", unit_scale=True) as bar:
-            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **settings):
+            for i, samples in mcts.stream(model, tokenizer, prompts, n=n, progress=bar.update, **how):
                 drawn += sum(len(response.tokens) for response in samples)
                 yield i, samples
         print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
 
-    asked_of = {"model": os.path.normpath(args.model)} | settings
-    result = evaluate(sample, problems, args.trials, out=args.out, settings=asked_of)
+    settings = {"model": os.path.normpath(args.model)} | how
+    result = evaluate(sample, problems, args.trials, out=args.out, settings=settings)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"
     print(f"{args.data}: {len(problems)} questions, trials {trials} %\n"

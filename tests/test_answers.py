@@ -517,6 +517,22 @@ constant <- Constant
 CO2 <- CO2
 A) constant <- constant
 B) rat <- Rat
+# words of the end, of units and of the announcement
+27 <- Final Answer: Ella is 27 years old.
+22 <- Liam is 22 years old now.
+4 <- Final Answer: 4 buses are needed.
+3000 <- The factory produces 3,000 toys
+22 <- The class raised $22.
+200 <- 200 mL
+30 <- The speed is $30\,\mathrm{km/h}$.
+30\mathrm{km/h} <- 30 km/h
+20 <- It travels at 20 km/h
+B) a ferry <- The most logical answer is: B) a ferry
+B) a ferry <- The most likely answer is B.
+2000 <- The largest four-digit such number is \(\boxed{2000}\).
+# an explanation in brackets
+B) carbon dioxide <- B) carbon dioxide (CO2)
+B) a ferry <- Final Answer: B) a ferry (the boat that crosses a river).
 # boxes in boxes
 5 <- \boxed{\boxed{5}}
 5 <- So $\fbox{\boxed{5}}$.
@@ -1336,6 +1352,24 @@ B) NO2 <- N2O
 H2O <- HO2
 CO2 <- C2O
 2x <- x2
+# taken back by what follows
+35 <- $\boxed{35}$ is what I got first, but after rechecking the total is $42$.
+35 <- \boxed{35}⏎⏎However, this ignores the tip. With the tip the answer is 42.
+35 <- Final Answer: 35. But that ignores the tip, so 42.
+35 <- The answer is 35. However, with the tip it is 42.
+# scales and digits
+9 <- Final Answer: 9 crore rupees
+9 <- 9 lakh people
+7 <- The last digits are \boxed{7}.
+# an explanation in brackets that speaks of another option
+B) a ferry <- B) a ferry (or C)
+B) a ferry <- B) a ferry (not A)
+B) a ferry <- B) a ferry (C)
+B) a ferry <- B (a tram)
+B) a ferry <- B) a tram (a ferry)
+B) a ferry <- A) a ferry (a boat)
+30 km/h <- 30 km
+x/h <- x
 # boxes in boxes
 5 <- -\boxed{\boxed{5}}
 5 <- \boxed{2\boxed{5}}
@@ -1379,7 +1413,6 @@ C) a magnet <- C. It attracts iron.
 5 <- \log_2 32
 harbour <- the harbour
 8\text{ square inches} <- 8 inches^2
-20 <- It travels at 20 km/h
 15 <- So he pays 15% of it
 12 <- In total, 12 people came
 0.33 <- x=\frac13\approx0.33
