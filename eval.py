@@ -230,19 +230,13 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     elif split not in files:
         raise InputError(f"{name} has no split {split!r}: choose one of {', '.join(files)}.")
     elif name == "arithmetic":
-        return _generated(split, files)[:limit]
+        test = arithmetic(files["test"], seed="test")
+        drawn = arithmetic(files["train"] + len(test), seed="train")
+        train = [problem for problem in drawn if problem not in test][:files["train"]]
+        return {"test": test, "train": train}[split][:limit]
     else:
         path = _locate(*files[split], data_dir)
     return _problems(path, convert, limit, seed)
-
-
-def _generated(split, sizes):
-    """The problems of one split of the arithmetic task, without those of the test split in another."""
-    test = arithmetic(sizes["test"], seed="test")
-    if split == "test":
-        return test
-    drawn = arithmetic(sizes[split] + len(test), seed=split)
-    return [problem for problem in drawn if problem not in test][:sizes[split]]
 
 
 def _problems(path, convert, limit, seed):
@@ -435,8 +429,8 @@ _OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
     doubt lie untrue contrary hypothetic\w+ far\sbe mistakes? suppose assum\w+ let if unless whether probably
     guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
     initially previous next debts? owes negative bound estimate\w* claims? says? said
-    (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan
-    plus minus divided increased decreased squared doubled tripled twice double half (?<!-)digits? reciprocal mod
+    (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
+    plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
     times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\s,;:.(-]{1,3}
@@ -468,7 +462,7 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
-    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and "A:" as the
+    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and "A:" as
     last line the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
     is returned with it: it equals nothing but the value that the next one states. A thought counts only where
     nothing follows it. Raises TypeError for what is no text.
@@ -499,7 +493,7 @@ def _require_text(*texts):
 def _shown(text):
     shown = visible(text)
     shown = shown if shown.strip() else text
-    return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")
+    return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")  # no full stops
 
 
 def _last_cued(text):
@@ -516,13 +510,13 @@ def _last_cued(text):
 
 def _is_denied(after):
     """Whether the words right after a statement deny it."""
-    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]
+    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]  # the first few
     return _DENIAL.search(f". {words}") or re.match(r"(?:but|however)\b", words, re.I)
 
 
 def _is_taken_back(after, stated):
     """Whether the next sentence denies a statement, or is hardly more than another: No. Or 8. C) rat."""
-    after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))
+    after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))  # and closing tags
     following = _CUE_END.split(after, maxsplit=1)[0]
     if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
         return True
@@ -553,7 +547,7 @@ def _boxed(text):
             return None
         found.insert(0, content)
         start = box.start()
-    before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])
+    before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(clause):
         return None
@@ -622,8 +616,9 @@ _PROSE = re.compile(rf"""
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
     (?P<value>(?=.*[\d\\])\S.*?)
-    (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem|altogether|today
-       |in\s(?:total|all|the\send)|(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
+    (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem
+       |altogether|today|in\s(?:total|all|the\send)
+       |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
     """, re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
@@ -723,9 +718,9 @@ def _same_answer(prediction, answer, is_option=False):
     return _same(left, right, is_option)
 
 
-# Text: cleaned of what does not matter, and compared word by word. In this order _shown strips a response (of
-# thoughts, and all but its end), _bare a statement (quotes, bold marks, full stop), _clean either answer (boxes,
-# LaTeX's spaces, money, delimiters, "so"), _unwrapped options and _plain other texts (\text{}, and case)
+# Text: cleaned of what does not matter, and compared word by word. In this order _shown strips a response
+# (of thoughts, and all but its end), _bare a statement (quotes, bold marks, full stop), _clean either answer
+# (boxes, LaTeX's spaces, money, delimiters, "so"), _unwrapped options and _plain other texts (\text{}, case)
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(
@@ -733,16 +728,14 @@ _LATEX_SPACE = re.compile(
 _MONEY = re.compile(
     r"\A([^$]*?)\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
-_CONNECTIVE = re.compile(r"""
-    \A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*
-    (?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)
-    """, re.X)
-_BASED = re.compile(r"\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?")
+_CONNECTIVE = re.compile(r"\A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*"
+                         r"(?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)")  # before a value, a letter
+_BASED = re.compile(r"\A\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?\Z")  # (101)_{2}
 _UNICODE = str.maketrans({
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
     "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ",
     "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ",
-    "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": ""})
+    "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": " "})
 
 
 def _clean(text):
@@ -754,9 +747,7 @@ def _clean(text):
     text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
     text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
-    text = _CONNECTIVE.sub("", text)
-    based = _BASED.fullmatch(text)
-    return f"{based[1]}_{based[2]}" if based else text.rstrip(" .$").lstrip()
+    return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$").lstrip()
 
 
 def _bare(text):
@@ -767,8 +758,6 @@ def _bare(text):
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
-    if text.isascii():
-        return text.replace("...", "…")
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
     return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
@@ -813,18 +802,17 @@ class Relation(NamedTuple):
 
 _INFINITY = Expression((Fraction(1),), "∞")  # no arithmetic but a sign
 _SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-# Of both tables of spellings the first is what the others are read as. A single letter is a variable, no unit
-_SPELLED_UNITS = """millimeter mm; centimeter cm; kilometer km; inch inche in; foot feet ft; yard yd; mile mi
-    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml mL; hour hr; minute min; second sec
-    % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm"""
 
 
 def _table(spellings):
-    rows = [row.split() for row in re.split("[;\n]", spellings)]
-    return {spelling: row[0] for row in rows for spelling in row}
+    """{spelling: the first of its group}."""
+    return {name: group.split()[0] for group in re.split("[;\n]", spellings) for name in group.split()}
 
 
-_UNITS = _table(_SPELLED_UNITS)
+_UNITS = _table("""millimeter mm; centimeter cm; kilometer km; inch inche in; foot feet ft; yard yd; mile mi
+    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml mL; hour hr; minute min; second sec
+    % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm""")
+_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}  # m, g and h are variables
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 _NO_UNIT = _any_word(r"""
     half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs?
@@ -842,24 +830,17 @@ def _unit(words):
     """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same."""
     phrase = _UNIT_PHRASE.fullmatch(words)
     noun = phrase["noun"] if phrase else ""
-    if not _known_unit(noun) and not re.search("[^s]s$|people|children|men$", noun):
+    if noun.replace(".", "") not in _UNITS and not re.search("[^s]s$|people|children|men$", noun):
         raise ValueError(f"{words} is no unit")
-    return " ".join(_known_unit(word) or word.removesuffix("s") for word in words.split())
+    return " ".join(_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words.split())
 
 
-def _known_unit(word):
-    single = word.replace(".", "").removesuffix("s")
-    return _UNITS.get(word, _UNITS.get(single))
-
-
-_SPELLINGS = r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
+_KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
-    % \%; ° \circ; ∞ \infty; \langle \langle; \rangle \rangle"""
-_KINDS = _table(_SPELLINGS)
+    % \%; ° \circ; ∞ \infty; \langle; \rangle""")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
-# Short words that are no product of letters
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
-_SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if word.isalpha() and 1 < len(word) < 4)
+_SHORT = "|".join(word for word in _NO_PRODUCTS if re.fullmatch("[A-Za-z]{2,3}", word))
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:(?<!,)\d{{1,3}}(?:[, ]\d{{3}})+(?!\d|,\S)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
@@ -1036,7 +1017,7 @@ class _Reader:
         is_negative = False
         while sign := self.take("+", "-"):
             is_negative ^= sign[0] == "-"
-        node = self.atom(*self.take(self.peek()))
+        node = self.atom(*self.take(self.peek()))  # whatever comes
         while self.take(*marks[:1]):
             node = _apply(_power, node, self.factor("^"))
         if is_negative:
@@ -1150,11 +1131,11 @@ def _equation(signs, terms, names):
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
     has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
-    worked = terms[:exact]
-    if name or exact > 2 and not any(has_letter[1:]):  # p + q = 1 + 1 = 2
-        worked = terms[1:exact]
+    is_named_sum = exact > 2 and not any(has_letter[1:])  # p + q = 1 + 1 = 2
+    worked = terms[1:exact] if name or is_named_sum else terms[:exact]
     value = worked[-1]
-    if not name and has_letter[exact - 1] or not all(_same(term, value) for term in worked):
+    is_formula = not name and has_letter[exact - 1]
+    if is_formula or not all(_same(term, value) for term in worked):
         value = None
     elif not all(_are_plain([term, value]) and _is_rounding(term.values[0], value.values[0])
                  for term in terms[exact:]):
@@ -1251,7 +1232,8 @@ def _agree(left, right):
 
 
 def _equal(x, y):
-    """Rational numbers are equal exactly, but for a decimal of 12 places that rounds one without an end."""
+    """Rational numbers are equal exactly, irrational ones to 80 digits; or one is a decimal of 12 places or
+    more, and the other has no end and begins so, rounded or cut off."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         are_equal = x == y
     else:
@@ -1264,18 +1246,18 @@ def _equal(x, y):
 def _is_rounding(finite, number, least=0):
     """Whether a decimal of `least` places or more has those of `number`: rounded or cut off."""
     places = _places(finite)
-    if places is None or places < least or number is None:
+    if places is None or places < least or number is None or least and _places(number) is not None:
         return False
-    if least and _places(number) is not None:  # two decimals
-        return False
-    last = Fraction(1, 10**places)
+    last_place = Fraction(1, 10**places)
     number = Fraction(number)
     lacking = abs(number) - abs(finite)
-    return -last / 2 <= lacking < last <= abs(finite) * Fraction(1000, 10**least) and number * finite > 0
+    has_the_places = -last_place / 2 <= lacking < last_place
+    has_digits_enough = last_place <= abs(finite) * Fraction(1000, 10**least)
+    return has_the_places and has_digits_enough and number * finite > 0
 
 
 def _places(number):
-    """How many decimal places a rational number has; None for more than 40."""
+    """How many decimal places a rational number has; None for more than 40, and for a Decimal."""
     if isinstance(number, Fraction):
         return next((k for k in range(41) if 10**k % number.denominator == 0), None)
 
@@ -1360,7 +1342,7 @@ def _decimal(number):
 
 def _sine(x):
     """The power series."""
-    is_rounded = abs(x) > 1
+    is_rounded = abs(x) > 1  # what is left of sin(pi) is zero, sin(1e-98) is not
     x %= 2 * _PI
     total = term = x
     n = 1
@@ -1435,12 +1417,21 @@ _key = operator.itemgetter("question", "answer")
 
 
 def _known_records(path, trials, settings, marker):
-    """The records that an earlier run left in the file, judged as today; the file is written anew if need be."""
+    """The records that an earlier run left in the file, judged again; what changes is corrected there too."""
     stored = {}
     records = {}
     with open_lines(path):  # nobody else meanwhile
         for record in read_lines(path):
-            _check_record(record, path, trials, settings)
+            if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
+                raise InputError(f"{path} holds something else than responses; choose another --out")
+            n = len(record["responses"])
+            if n not in (0, trials):
+                raise InputError(f"{path} holds {n} responses to a question, not {trials}: "
+                                 "repeat that --trials, or choose another --out")
+            other = record.get("settings")
+            if other != settings:
+                raise InputError(f"{path} holds responses of other settings, {other}: repeat those, "
+                                 "or choose another --out")
             verdicts = [verdict | _verdict(verdict["response"], record["answer"], marker)
                         for verdict in record["responses"]]
             stored[_key(record)] = record
@@ -1452,17 +1443,6 @@ def _known_records(path, trials, settings, marker):
                     write_line(file, record)
             os.replace(fresh, path)
     return records
-
-
-def _check_record(record, path, trials, settings):
-    if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
-        raise InputError(f"{path} holds something else than responses; choose another --out")
-    if len(record["responses"]) not in (0, trials):
-        raise InputError(f"{path} holds {len(record['responses'])} responses to a question, not {trials}: "
-                         "repeat that --trials, or choose another --out")
-    if record.get("settings") != settings:
-        raise InputError(f"{path} holds responses of other settings, {record.get('settings')}: repeat "
-                         "those, or choose another --out")
 
 
 def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
@@ -1488,7 +1468,8 @@ def summarise(records: list[dict], trials: int) -> dict:
     trial), each trial's own; the share of responses that announce no answer (some are right nevertheless) and
     of those cut by a limit. A problem without responses counts as wrong.
 
-    >>> right, wrong = {"correct": True, "answered": True}, {"correct": False, "answered": False, "end": "cut"}
+    >>> right = {"correct": True, "answered": True}
+    >>> wrong = {"correct": False, "answered": False, "end": "cut"}
     >>> summarise([{"responses": [right, right]}, {"responses": [right, wrong]}], trials=2)
     {'accuracy': 0.75, 'sem': 0.25, 'n': 2, 'trials': [1.0, 0.5], 'unanswered': 0.25, 'cut': 0.25}
     """

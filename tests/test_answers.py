@@ -1357,6 +1357,8 @@ CO2 <- C2O
 35 <- \boxed{35}⏎⏎However, this ignores the tip. With the tip the answer is 42.
 35 <- Final Answer: 35. But that ignores the tip, so 42.
 35 <- The answer is 35. However, with the tip it is 42.
+7 <- $\boxed{7}\sqrt{2}$
+7 <- $\boxed{7}\pi$
 # scales and digits
 9 <- Final Answer: 9 crore rupees
 9 <- 9 lakh people
@@ -1550,13 +1552,14 @@ def test_hostile_input_ends_in_a_verdict_on_either_side(text):
         assert is_equiv(text, text) is bool(text.strip(" \n\0*`\"'$.,;:"))
 
 
-@pytest.mark.parametrize("unit", sorted(answers._UNITS.keys() - answers._ESSENTIAL - {"%", "°"}))
+@pytest.mark.parametrize("unit", sorted(set(answers._UNITS.values()) - answers._ESSENTIAL - {"%", "°"} | {"sec", "hr", "kg"}))
 def test_every_unit_may_be_missing_and_has_a_plural(unit):
     assert is_equiv(f"5 {unit}", "5") and is_equiv(f"5 {unit}s", "5") and is_equiv(f"5 {unit}", f"5 {unit}s")
     assert not is_equiv(f"6 {unit}", f"5 {unit}")
 
 
 def test_not_a_number_and_infinity_equal_no_number():
+    assert not is_equiv("1\0002", "12") and is_equiv("5\0", "5")
     for text in ("NaN", "inf", "1e400", "9^9^9^9", "1/0"):
         assert not is_equiv(text, "5") and not is_equiv(text, "x")
     assert not is_equiv(r"1e308\pi\cdot 10", r"1e308\pi\cdot 20"), "two overflows are not equal"
