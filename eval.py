@@ -596,7 +596,10 @@ def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     (True, False)
     """
     prediction = extract_answer(response, marker) or _shown(response)
-    return is_equiv(prediction, answer) or is_equiv(_prose_value(prediction) or "", answer)
+    if is_equiv(prediction, answer):
+        return True
+    value = _prose_value(prediction)
+    return value not in (None, prediction) and is_equiv(value, answer)
 
 
 def reward(response: str, answer: str, marker: str = MARKER) -> int:
@@ -739,12 +742,15 @@ _UNICODE = str.maketrans({
 
 
 def _clean(text):
+    if text.isalnum() and text.isascii():  # faster
+        return text
     if "box" in text:
         text = _boxed(text[-MAX_RESPONSE:]) or text
     if len(text) > MAX_CHARS:
         return text.strip()
     text = _translate(text).replace("{,}", ",")
-    text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
+    if "\\" in text or "~" in text:
+        text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
     text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$").lstrip()
@@ -758,6 +764,8 @@ def _bare(text):
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
+    if text.isascii():  # faster
+        return text.replace("...", "…").replace("\0", " ")
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
     return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
@@ -840,7 +848,7 @@ _KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac 
     % \%; ° \circ; ∞ \infty; \langle; \rangle""")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
-_SHORT = "|".join(word for word in _NO_PRODUCTS if re.fullmatch("[A-Za-z]{2,3}", word))
+_SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if re.fullmatch("[A-Za-z]{2,3}", word))
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:(?<!,)\d{{1,3}}(?:[, ]\d{{3}})+(?!\d|,\S)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
