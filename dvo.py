@@ -1356,7 +1356,7 @@ def sample_responses(run, name, problems, shots=None):
                 progress=bar.update):
             record = tasks.judge(mine[i], samples, args.format.marker)
             if shots is not None:
-                record["samples"] = [{"tokens": s.tokens, "end": s.end} for s in samples]
+                record["samples"] = [s.tokens for s in samples]
             tasks.write_line(lines, record)
     records = {record["question"]: record for record in run.records(name)}
     return [records[p["question"]] for p in problems]
@@ -1422,8 +1422,8 @@ def measure_form(run, name, problems):
     responses = [response for record in records for response in record["responses"]]
     total = Counter()
     for response in responses:
-        text, is_whole = response["response"], response["tokens"] < run.args.max_new_tokens
-        is_well_formed = is_whole and has_steps(text, run.args.format)
+        text = response["response"]
+        is_well_formed = has_steps(response, run.args.format)
         total["right"] += response["correct"]
         total["well_formed"] += is_well_formed
         total["both"] += response["correct"] and is_well_formed
@@ -1435,9 +1435,10 @@ def measure_form(run, name, problems):
     return shares | {"tokens_per_step": tokens_per_step, "responses": len(responses)}
 
 
-def has_steps(text, format):
-    """Whether a response has several steps and announces its answer."""
-    return format.step_end in text.strip() and format.announces(text)
+def has_steps(response, format):
+    """Whether a response has several steps, announces its answer, and ended by itself."""
+    text = response["response"]
+    return response["end"] != "cut" and format.step_end in text.strip() and format.announces(text)
 
 
 def demonstrations(run, records, most=4):
@@ -1449,17 +1450,14 @@ def demonstrations(run, records, most=4):
     found = []
     for record in sorted(records, key=itemgetter("question")):
         good = []
-        for sample, response in zip(record["samples"], record["responses"]):
-            is_whole = sample["end"] in ("eos", "answer")
-            if response["correct"] and is_whole and has_steps(response["response"], run.args.format):
-                good.append(sample)
+        for tokens, response in zip(record["samples"], record["responses"]):
+            if response["correct"] and has_steps(response, run.args.format):
+                goes_on = response["end"] == "answer" and tokenizer.eos_token_id is not None
+                good.append([*tokens, tokenizer.eos_token_id] if goes_on else tokens)
         prompt = mcts.build_prompt(tokenizer, record["question"], format=run.args.format)
         rng = generator(run.args.seed, record["question"])
         for i in rng.permutation(len(good))[:most]:
-            tokens = good[i]["tokens"]
-            if good[i]["end"] == "answer" and tokenizer.eos_token_id is not None:
-                tokens = [*tokens, tokenizer.eos_token_id]
-            found.append(one_step(prompt, tokens))
+            found.append(one_step(prompt, good[i]))
     return found
 
 

@@ -1417,6 +1417,8 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
             records[_key(record)] = record
             if file:
                 write_line(file, record)
+    if missing := [problem["question"] for problem in problems if _key(problem) not in records]:
+        raise InputError(f"the sampler gave {len(missing)} questions no list of responses, such as {missing[0]!r}")
     records = [records[_key(problem)] for problem in problems]
     return summarise(records, trials) | {"responses": records}
 
@@ -1586,7 +1588,7 @@ def leave(error: BaseException):
     if rank != "0":
         name += f" (rank {rank})"
         is_own = getattr(error.__cause__ or error, "errno", None)  # of its disk, its file
-        time.sleep(0 if is_own else 5)
+        time.sleep(0 if is_own else 15)
     print(f"{name}: {sentence}", file=sys.stderr)
     sys.exit(2)
 

@@ -162,7 +162,7 @@ def describe_responses(records):
         "questions": len(records),
         "accuracy": interval([accuracy(record) for record in records]),
         "unanswered": float(np.mean([not response["answered"] for response in responses])),
-        "cut": float(np.mean([response["tokens"] >= most for response in responses])),
+        "cut": float(np.mean([response["tokens"] >= most for response in responses])),     # in older files too
         "tokens": float(np.mean([response["tokens"] for response in responses])),
     }
 

@@ -592,11 +592,11 @@ def test_worked_examples_are_shown_where_there_is_no_template_or_on_request(tmp_
 def test_worked_examples_are_right_and_well_formed():
     for (_, solution), answer in zip(dvo.WORKED, ("32", "5", "B"), strict=True):
         assert tasks.extract_answer(solution) == answer
-        assert dvo.has_steps(solution, mcts.Format())
+        assert dvo.has_steps({"response": solution, "end": "eos"}, mcts.Format())
         assert 3 <= solution.count("\n\n") <= 4
 
 
-GOOD = {"response": "So 7.\n\nFinal Answer: 7", "correct": True}
+GOOD = {"response": "So 7.\n\nFinal Answer: 7", "correct": True, "end": "eos"}
 
 
 def imitated(tok, responses, samples, seed=0):
@@ -612,7 +612,7 @@ def imitated(tok, responses, samples, seed=0):
 def test_a_demonstration_goes_on_to_eos(end, tokens, tok):
     """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
     assert tok.eos_token_id == 0
-    assert imitated(tok, [GOOD], [{"tokens": [9, 8], "end": end}]) == [tokens]
+    assert imitated(tok, [GOOD | {"end": end}], [[9, 8]]) == [tokens]
 
 
 def test_at_most_four_well_formed_correct_whole_responses_of_a_question_are_imitated(tok):
@@ -620,9 +620,8 @@ def test_at_most_four_well_formed_correct_whole_responses_of_a_question_are_imit
     responses = 10 * [GOOD]
     responses.append(GOOD | {"correct": False})
     responses.append(GOOD | {"response": "Final Answer: 7"})
-    responses.append(GOOD)
-    samples = [{"tokens": [k], "end": "eos"} for k in range(12)]
-    samples.append({"tokens": [12], "end": "cut"})
+    responses.append(GOOD | {"end": "cut"})
+    samples = [[k] for k in range(13)]
     seen = set()
     for seed in range(30):
         drawn = {k for [k] in imitated(tok, responses, samples, seed)}

@@ -317,7 +317,7 @@ def test_stray_ranks(script, rank, world, words, refuse, out, monkeypatch):
 
 @pytest.mark.parametrize("error, rank, seconds, words", [
     (tasks.InputError("No data."), "0", [], "dvo.py: No data."),
-    (tasks.InputError("No data."), "1", [5], "dvo.py (rank 1): No data."),
+    (tasks.InputError("No data."), "1", [15], "dvo.py (rank 1): No data."),
     (OSError(28, "No space left on device", "a"), "1", [0], "dvo.py (rank 1): a: No space left on device; "),
     (RuntimeError("CUDA out of memory. Tried"), "0", [], "dvo.py: out of memory: lower --slots"),
     (KeyboardInterrupt(), "0", [], "dvo.py: stopped; with --out, the same command goes on from there"),

@@ -362,6 +362,11 @@ def test_evaluation_of_an_iterator_in_any_order_and_of_plain_lists():
     assert verdict["tokens"] is None and verdict["end"] is None, "unknown of plain text"
 
 
+def test_evaluation_says_that_a_sampler_gave_too_little():
+    with pytest.raises(tasks.InputError, match="gave 1 questions no list of responses, such as '2[+]2[?]'"):
+        tasks.evaluate(lambda problems, n: [["1"] * n], [{"question": q, "answer": "4"} for q in ("1?", "2+2?")])
+
+
 def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
     out = tmp_path / "responses.jsonl"
 
