@@ -1418,7 +1418,8 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
             if file:
                 write_line(file, record)
     if missing := [problem["question"] for problem in problems if _key(problem) not in records]:
-        raise InputError(f"the sampler gave {len(missing)} questions no list of responses, such as {missing[0]!r}")
+        raise InputError(f"the sampler gave {len(missing)} questions no list of responses, such as "
+                         f"{missing[0]!r}")
     records = [records[_key(problem)] for problem in problems]
     return summarise(records, trials) | {"responses": records}
 
