@@ -1198,13 +1198,14 @@ class Run:
         new = config.with_name("config.json.new")
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not config.exists():
-                if any(path != new for path in self.folder.iterdir()):
-                    raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-                new.write_text(json.dumps(settings, indent=1) + "\n")
-                new.rename(config)
+            holds = {path.name for path in self.folder.iterdir()} - {new.name}
+            if holds and config.name not in holds:
+                raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
+            if holds <= {config.name, "log.jsonl"}:                 # a run that has not begun
+                new.write_text(json.dumps(settings, indent=1) + "\n")
+                new.rename(config)
         with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
             old = json.loads(config.read_text())
         differ = []
@@ -1897,7 +1898,9 @@ def check_arguments(args):
     """Raise InputError for flags that do not go together or are out of range."""
     if args.export and not (args.trees and args.out):
         raise InputError("--export needs --trees, the files to read, and --out, the file to write")
-    if not args.model and not args.export and (args.trees or args.data != ["arithmetic"]):
+    own = DEMO["data"]
+    is_else = args.trees or args.data != own or args.eval_data not in (own, [])
+    if not args.model and not args.export and is_else:
         raise InputError("give --model too: without it this is the demo, whose model knows chains of "
                          "arithmetic only")
     if args.trees and (args.rounds != 1 or args.bootstrap):

@@ -70,6 +70,10 @@ next step. Finish with a last step that holds only "{marker}" and the answer; if
 options, answer with the letter."""
 
 
+# The end of a text that something must follow: a colon, "is", the beginning of a formula or of a block of code
+OPENED = re.compile(r"(?:[:：=,{]|\bis|\\[\[(]|\\begin\{[\w*]+\}|```\w*)\Z")
+
+
 @dataclass(frozen=True)
 class Format:
     """What a solution looks like, and how it is asked for: one object for search, sampling, evaluation and
@@ -99,21 +103,25 @@ class Format:
             object.__setattr__(self, "instruction", instruction)        # as the class is frozen
 
     def announces(self, response):
-        """Whether `response` names its final answer, thoughts aside: in <think> a quoted marker is none."""
-        return self.marker in visible(response)
+        """Whether `response` names its final answer: not in a thought, and not by quoting the marker."""
+        return self.marker in self.said(response)
+
+    def said(self, response):
+        """The response without its thoughts, and without markers before a closing quotation mark."""
+        return re.sub(re.escape(self.marker) + "[\"'`”’]", "", visible(response))
 
     def waits(self, response):
         """Whether the final answer is announced, but still to come.
 
         >>> format = Format()
-        >>> format.waits("Final Answer:\\n\\n"), format.waits("Final Answer: 4\\n\\n")
+        >>> format.waits("Final Answer: The answer is\\n\\n"), format.waits("Final Answer: 4\\n\\n")
         (True, False)
         """
-        _, announced, tail = visible(response).rpartition(self.marker)
-        tail = tail.strip("* \t\r\n")
-        opened = tail.endswith((":", "：", "=", "\\[", "\\(", "{"))
+        _, announced, tail = self.said(response).rpartition(self.marker)
+        tail = tail.rstrip("* \t\r\n")
         in_formula = tail.count("$$") % 2 == 1
-        return bool(announced) and (opened or in_formula or not tail)
+        has_value = re.search(r"[^\W_]|[∅∞]", tail)
+        return bool(announced and (OPENED.search(tail) or in_formula or not has_value))
 
 
 def build_prompt(tokenizer, question: str, examples=(), format: Format = Format()) -> list[int]:
@@ -139,25 +147,32 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
     return encode(tokenizer, text.lstrip("\n"), quoted)
 
 
+SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # begins a chat template
+
+
 def chat(tokenizer, instruction, said):
     """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse
-    a system turn, some drop it without a word: then the first user turn says it all."""
+    a system turn, some drop it without a word: then the first user turn says it all. Raises InputError if
+    something is left out even so. In templates that tell the date it is always the same: else the trees of a
+    run that goes on tomorrow would be others."""
     roles = cycle(("user", "assistant"))
     first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
     system = dict(role="system", content=instruction)
     whole = dict(role="user", content=f"{instruction}\n\n{said[0]}")
     openings = [[system, first], [whole]] if instruction else [[first]]
     for start in openings:
-        how = dict(add_generation_prompt=True, tokenize=False)
         try:
             with told("apply the tokenizer's chat template", "repair it, or give Format a prompt", Exception):
+                template = SAME_DAY + tokenizer.get_chat_template()
+                how = dict(chat_template=template, add_generation_prompt=True, tokenize=False)
                 text = tokenizer.apply_chat_template(start + later, **how)
+                left_out = [part for part in (instruction, said[-1]) if part.strip() not in text]
+                if left_out:
+                    raise ValueError(f"it leaves out {left_out[0][:40]!r}")
+                return text
         except InputError:
             if start is openings[-1]:
                 raise
-        else:
-            if system not in start or instruction.strip() in text:
-                return text
 
 
 def encode(tokenizer, text, quoted=(), add_special_tokens=True):
@@ -174,8 +189,8 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
             piece = quoted[int(piece)]
             how["split_special_tokens"] = True
         ids += tokenizer(piece, add_special_tokens=add_special_tokens and n == 0, **how).input_ids
-    if ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token):
-        ids.pop()
+        if ids[-1:] == [tokenizer.eos_token_id] and not piece.endswith(tokenizer.eos_token):
+            ids.pop()
     return ids
 
 
@@ -455,6 +470,9 @@ def load_weights(name, config, device, dtype):
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of {type(model).__name__}, such as "
                          f"{missing[0]}: it was saved as another kind of model, or under other names")
+    if unknown := sorted(report["unexpected_keys"]):
+        print(f"{name}: its config.json has no place for {len(unknown)} of its weights, such as {unknown[0]}",
+              file=sys.stderr)
     with told(f"move {name} to {device}", "take a smaller one, or more GPUs", torch.OutOfMemoryError):
         return model.to(device)
 
@@ -610,7 +628,7 @@ def context_length(model) -> int:
     return min(filter(None, limits), default=sys.maxsize)
 
 
-# What a passed check found: for which weights' type and mode, the window within which all is exact (None: at
+# What a passed check found: for which type of weights and mode, the window within which all is exact (None: at
 # any length), the (heads, size) of keys and of values in every layer, their type, and the number of logits.
 Served = namedtuple("Served", "checked window layers dtype vocabulary")
 CHECKING = threading.Lock()                     # of a model that several threads use: it changes its windows
@@ -621,7 +639,7 @@ def check_model(model) -> None:
     A passed check is remembered in the model."""
     with CHECKING:
         lm = causal_lm(model)
-        checked = lm.dtype, model.training
+        checked = lm.dtype, model.training, torch.is_autocast_enabled(lm.device.type)
         if "served" in vars(model) and model.served.checked == checked:
             return
         name = type(lm).__name__
@@ -1261,16 +1279,6 @@ class Engine:
         self.store.forget([*self.store.segments])
         self.weights = some_weights(self.model)
 
-    def check_weights(self, half_drawn):
-        """If the model was trained: start afresh, or raise InputError where samples are half drawn by the old
-        weights."""
-        if some_weights(self.model) == self.weights:
-            return
-        if half_drawn:
-            raise InputError("the model's weights changed while its samples were drawn: let the search end, "
-                             "or start another")
-        self.restart()
-
     def submit(self, job):
         """Let `job` wait for lanes; its `samples` become the result."""
         number = next(self.numbers)
@@ -1391,6 +1399,17 @@ def take_memory(engine, context):
     return cache, Store(budget - cache.nbytes)
 
 
+def check_weights(engine, half_drawn):
+    """If its model was trained: let the engine start afresh, or raise InputError where samples are half drawn
+    by the old weights."""
+    if some_weights(engine.model) == engine.weights:
+        return
+    if half_drawn:
+        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
+                         "start another")
+    engine.restart()
+
+
 def some_weights(model):
     """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
     they come and go."""
@@ -1414,8 +1433,10 @@ def free_memory(device):
         free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
         free = [1024 * int(available[1])]
-    cgroups = (("/sys/fs/cgroup/", "memory.max", "memory.current"),
-               ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    own = re.search(r"^0::/(.+)$", read("/proc/self/cgroup"), re.M)
+    groups = [*accumulate(own[1].split("/"), "{}/{}".format, initial="/sys/fs/cgroup")] if own else []
+    cgroups = [(f"{group}/", "memory.max", "memory.current") for group in groups or ["/sys/fs/cgroup"]]
+    cgroups.append(("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"))
     for folder, limit, usage in cgroups:
         most = read(folder + limit).strip()
         if most.isdigit():
@@ -1464,9 +1485,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     that is blank, or fills the model's context or the KV memory, is skipped with a line on stderr.
     """
     if engine:
-        if engine.model is not model or engine.tokenizer is not tokenizer or engine.whole:
-            raise InputError("this engine draws for another model, or whole responses: give one that draws "
-                             "steps, made with the same model and tokenizer")
+        check_engine(engine, model, tokenizer)
         slots, candidates = engine.slots, engine.siblings
         max_step_tokens, format = engine.max_tokens, engine.format
     if candidates is None:
@@ -1523,8 +1542,14 @@ def check_search(settings):
     """Raise InputError for the first of the keyword arguments of `search` that is out of range."""
     least = dict.fromkeys(("iterations", "breadth", "depth", "max_step_tokens", "slots"), 1)
     least |= dict(c_puct=0, kv_budget=0, candidates=settings["breadth"])
-    for name, bound in least.items():
-        check_range(**{name: (settings[name], bound)})
+    check_range(**{name: (settings[name], bound) for name, bound in least.items()})
+
+
+def check_engine(engine, model, tokenizer):
+    """Raise InputError unless the engine draws steps with them."""
+    if engine.model is not model or engine.tokenizer is not tokenizer or engine.whole:
+        raise InputError("this engine draws for another model, or whole responses: give one that draws steps, "
+                         "made with the same model and tokenizer")
 
 
 def serve(engine, asked, client, drawn=ignore):
@@ -1564,7 +1589,7 @@ def serve(engine, asked, client, drawn=ignore):
                 engine.submit(replace(job, owner=served, keys=keys[served]))
         if ended:
             yield from ended                                        # whoever takes them may train the model
-            engine.check_weights(half_drawn=bool(keys))
+            check_weights(engine, half_drawn=bool(keys))
 
 
 def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
@@ -1774,7 +1799,7 @@ def explain(found):
     text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
             f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
             f"{found['tokens_per_step']:.0f} tokens a step")
-    if shares["right"] + shares["wrong"] < 0.5:
+    if found["trees"] and shares["right"] + shares["wrong"] < 0.5:
         worst = max(REMEDY, key=shares.get)
         text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
     return text
@@ -1804,6 +1829,7 @@ def search_settings(args):
     """Keyword arguments of `search` from parsed flags, --seed included."""
     names = search.__kwdefaults__.keys() - {"format", "engine", "progress"}
     settings = {name: getattr(args, name) for name in names}
+    check_range(kv_budget=(args.kv_budget, 0))
     if args.kv_budget is not None:
         settings["kv_budget"] = args.kv_budget * 2**30
     return settings

@@ -218,8 +218,11 @@ def objectives(card):
     """Packs have the loss and gradient of plain rows, and of the CPU; other types come near."""
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.3}     # its norms are in float32
     cpu = tiny.model(dtype=torch.float64)
-    many = [tree for tree in search(card, cpu, slots=4) if {"right", "wrong"} <= tree.endings().keys()]
-    tree = max(many, key=lambda tree: tree.nodes[0].visits)
+
+    def teaches_all(tree):
+        return all(dvo.make_example(tree, keep_unsolved=True, choose=c) for c in dvo.OBJECTIVES.values())
+
+    tree = max(filter(teaches_all, search(card, cpu, slots=4)), key=lambda tree: tree.nodes[0].visits)
     worst = Counter()
     for objective in dvo.OBJECTIVES:
         expected = learned(cpu, tree, objective)

@@ -731,7 +731,10 @@ def test_an_export_of_nothing_says_why(tmp_path, monkeypatch, capsys):
 def test_another_format_is_another_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dvo.py", "--model", "M", "--data", "D"])
     args = dvo.parse_arguments()
+    args.seed = 1
     dvo.Run(tmp_path / "run", args).lines.close()
+    args.seed = 2                                                   # nothing is lost: it has not begun
+    dvo.Run(tmp_path / "run", args).file("trees")
     dvo.Run(tmp_path / "run", args).lines.close()
     args.format = mcts.Format(step_end="\n")
     with pytest.raises(tasks.InputError, match="a run with other settings .format was .* and is"):

@@ -249,6 +249,16 @@ def test_ends(tok, written, step, response, script, whole):
     ("step", "Final Answer: 7\n\n", dict(prompt="Add. <think>\n")),
     ("answer", " So </think>Final Answer: 7\n\n", dict(prompt="Add. <think>\n")),
     ("step", "Final Answer: 7\n\n", dict(said="<think> Add.\n\n")),
+    # An answer that is opened is still to come, whatever opens it; a marker that is quoted announces none.
+    ("answer", "Final Answer: $\n\n7\n\n", {}),
+    ("answer", "Final Answer: -\n\n7\n\n", {}),
+    ("answer", "Final Answer: The answer is\n\n7\n\n", {}),
+    ("answer", "Final Answer: Therefore,\n\n7\n\n", {}),
+    ("answer", "Final Answer: \\begin{align}\n\n7\n\n", {}),
+    ("answer", "Final Answer:\n```\n\n7\n\n", {}),
+    ("answer", "Final Answer: $18\n\n", {}),
+    ("step", 'I end with "Final Answer:" and 7.\n\n', {}),
+    ("answer", "So 7.\n\n", dict(said='I end with "Final Answer:".\n\nFinal Answer: ')),
     # A step's end that is not blank is none at the start, where the step before has left it.
     ("step", "Step 1. Add. Step", dict(format=Format(step_end="Step"))),
     ("answer", "Step 2. Final Answer: 7 Step", dict(format=Format(step_end="Step")))])
@@ -1116,9 +1126,11 @@ def test_the_true_reason_of_a_refusal(how, reason, tok):
     assert "served" not in vars(lm)
 
 
-def test_dropout_that_comes_after_the_check(tok):
+def test_dropout_or_autocast_that_come_after_the_check():
     lm = tiny.model()
     mcts.check_model(lm)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match="autocast is on"):
+        mcts.check_model(lm)
     with pytest.raises(InputError, match="train mode with dropout"):
         mcts.check_model(broken(lm, "dropout"))
     mcts.check_model(lm.eval())
@@ -1291,6 +1303,21 @@ def test_prompt(template, expected):
     assert "at most 8 steps" in instruction and "a blank line" in instruction and MARKER in instruction
     other = Format(step_end="\n", marker="####").instruction
     assert "a new line" in other and "####" in other
+
+
+@pytest.mark.parametrize("said", ["content[:20]", "content | upper", "role"])
+def test_a_template_that_changes_what_is_said_is_refused(said):
+    tok = tiny.tokenizer()
+    tok.chat_template = "{% for m in messages %}{{ m." + said + " }}{% endfor %}"
+    with pytest.raises(InputError, match="chat template .it leaves out .*; repair it, or give Format a prompt"):
+        mcts.build_prompt(tok, "Add 3 to the number of days in a week.")
+
+
+def test_a_template_that_tells_the_date(tok):
+    """The same prompt every day."""
+    dated = tiny.tokenizer()
+    dated.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    assert tok.decode(mcts.build_prompt(dated, "1?", format=BARE)) == "26 Jul 2024: 1?"
 
 
 def test_examples_are_shown(tok):
@@ -1626,6 +1653,12 @@ def test_free_memory(monkeypatch):
     files["/sys/fs/cgroup/memory.current"] = "4000\n"
     files["/sys/fs/cgroup/memory.stat"] = "anon 1\ninactive_file 300\nfile 7"
     assert mcts.free_memory(cpu) == 1300
+    files["/proc/self/cgroup"] = "0::/slice/job\n"                  # each limit up to the root holds
+    files["/sys/fs/cgroup/slice/memory.max"] = "700\n"
+    files["/sys/fs/cgroup/slice/memory.current"] = "100\n"
+    assert mcts.free_memory(cpu) == 600
+    files["/sys/fs/cgroup/slice/job/memory.max"] = "max\n"
+    assert mcts.free_memory(cpu) == 600
 
 
 def test_doctests():

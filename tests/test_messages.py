@@ -55,7 +55,9 @@ TEXTS = {
     "FILE": "A file.\n",
     "FOLDER/file": "A file.\n",
     "RUN/config.json": "{}\n",
+    "RUN/round1/trained.json": "{}\n",
     "GONE/config.json": "{",
+    "GONE/round1/trained.json": "{}\n",
     "GONE/log.jsonl": "",
 }
 
@@ -128,7 +130,7 @@ def files():
         folder = Path(name)
         folder.chmod(0o755)
         for file, text in TEXTS.items():
-            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(text)
         (folder / "BINARY").write_bytes(b"\xff\xfe\x00")
         (folder / "CLOSED").mkdir(mode=0o555)
@@ -245,6 +247,7 @@ ARGUMENTS = table(
     ("dvo", "--eval-data a/x.jsonl b/x.jsonl", "have the same name"),
     ("dvo", "- --export dpo", "--export needs --trees"),
     ("dvo", "- --export dpo --trees TREES --out TREES", "is one of --trees"),
+    ("dvo", "- --eval-data DATA", "give --model too"),
     ("dvo", "- --export dpo --trees TREES --out OUT", "there is no model beside TREES"),
     ("dvo", "- --data DATA", "give --model too"),
     ("mcts", "- --model M", "give --model, --data and --out"),
