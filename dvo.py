@@ -1633,7 +1633,8 @@ Trained by Direct Value Optimization (arXiv 2502.13723); the settings are in con
 | zero-shot, {args.trials} trials at temperature {args.temperature:g} | accuracy |
 |---|---|
 {rows}
-Ask it as it was trained (for a server of chats: the system turn is the instruction below):
+Ask it as it was trained (for a server of chats: the system turn is the instruction below). A response is over
+at the first blank line after its final answer, if it has not ended before: it was never trained to stop there.
 
 ```python
 from transformers import pipeline
