@@ -415,8 +415,9 @@ _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# "Not this", in five lists. A new word belongs into the first that fits:
+# "Not this", in six lists. A new word belongs into the first that fits:
 #   _DENIAL       it takes a statement back, before it, after it, or in the next sentence
+#   _DISBELIEF    the sentence, whatever it states, is not said in earnest
 #   _OBJECTION    it makes the sentence around a value no statement of that value
 #   _FACTOR_...   it makes a box a part of a formula
 #   _OTHERWISE    after the letter of an option: it speaks of another one, or of all
@@ -425,10 +426,14 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
     instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
-_OBJECTION = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
-    doubt lie untrue contrary hypothetic\w+ far\sbe mistakes? suppose assum\w+ let if unless whether probably
-    guess sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything everything
-    initially previous next debts? owes negative bound estimate\w* claims? says? said
+_DISBELIEF = re.compile(_any_word(r"""
+    wrong false incorrect untrue doubt an?\slie guess contrary claims? says? said suppose assum\w+ initially
+    hypothetic\w+ mistakes? nobody maybe perhaps possibly probably if\b.*\swould
+    (?:not|never|cannot)\s(?:think|believe|claim|say|agree|mean)""")
+    + r"|n't\s(?:think|believe|claim|say|agree|mean)|\b(?:might|could|may)\sbe\s*\Z", re.I)
+_OBJECTION = re.compile(_DENIAL.pattern + "|" + _DISBELIEF.pattern + "|" + _any_word(r"""
+    lie far\sbe let if unless whether sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated
+    without except anything everything previous next debts? owes negative bound estimate\w*
     (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
     plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
     times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
@@ -437,8 +442,8 @@ _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\
     (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
     """, re.I | re.X)
 _FACTOR_BEFORE = re.compile(r"""
-    (?: [-+*/^_{}\d|≈≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
-      | \\(?:neq?|approx|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
+    (?: [-+*/^_{}\d|≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
+      | \\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
 _FACTOR_AFTER = re.compile(r"""
     \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{,\})\s?\d)
     | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
@@ -549,7 +554,8 @@ def _boxed(text):
         start = box.start()
     before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
-    if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(clause):
+    words = re.split(rf"{_VERBS}|\bbe\b", clause, flags=re.I)[-1].lstrip()  # right before the box
+    if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(words) or _DISBELIEF.search(clause):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
@@ -613,7 +619,7 @@ _VERBS = _any_word(r"""
     is are was were equals? has have had gets? got makes? made gives? becomes? costs? needs? takes? took
     pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
     scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby produces? raised read a\stotal\sof find\sthat there""")
+    increases\sby produces? raised giving yields? read a\stotal\sof find\sthat there""")
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+

@@ -544,6 +544,12 @@ x=1/2 <- 0.5=x
 -2 <- (-32)^{1/5}
 -\sqrt[3]{2} <- \sqrt[3]{-2}
 x <- \sqrt[3]{x^3}
+# words before the verb of a box
+25 <- The last two digits are $\boxed{25}$.
+4 <- Twice the side is therefore $\boxed{4}$.
+3 <- The least number that is not a factor equals \boxed{3}.
+-2 <- So the largest negative root must be $\boxed{-2}$.
+0.41 <- $\sqrt2-1\approx\boxed{0.41}$
 """
 
 DIFFERENT = r"""
@@ -1363,7 +1369,6 @@ CO2 <- C2O
 # scales and digits
 9 <- Final Answer: 9 crore rupees
 9 <- 9 lakh people
-7 <- The last digits are \boxed{7}.
 # an explanation in brackets that speaks of another option
 B) a ferry <- B) a ferry (or C)
 B) a ferry <- B) a ferry (not A)
@@ -1388,6 +1393,13 @@ x=5 <- 5=y
 -2 <- \sqrt{-4}
 4 <- -(-8)^{2/3}
 x <- \sqrt[4]{x^4}
+# disbelief before the verb of a box, an objection after it
+7 <- Tom claims that it is \boxed{7}.
+7 <- We do not think that it is \boxed{7}.
+7 <- If it rained, the number would be \boxed{7}.
+7 <- The side is twice \boxed{7}.
+7 <- It might be \boxed{7}.
+7 <- It is a lie that it is \boxed{7}.
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
