@@ -415,8 +415,9 @@ _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# "Not this", in six lists. A new word belongs into the first that fits:
-#   _DENIAL       it takes a statement back, before it, after it, or in the next sentence
+# "Not this", in seven lists. A new word belongs into the first that fits:
+#   _DENIAL       it denies a statement, before it or right after it
+#   _RETRACTION   at the start of what follows a statement, or anywhere in it, it takes that back
 #   _DISBELIEF    the sentence, whatever it states, is not said in earnest
 #   _OBJECTION    it makes the sentence around a value no statement of that value
 #   _FACTOR_...   it makes a box a part of a formula
@@ -438,6 +439,23 @@ _OBJECTION = re.compile(_DENIAL.pattern + "|" + _DISBELIEF.pattern + "|" + _any_
     plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
     times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
+_RETRACTION = re.compile(r"""\A\W*(?:
+    (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
+    | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|kidding
+      |correction|corrected|revised|updated|edit|final|scratch|scrap|strike|false|ignore|hold\son|that\ssaid
+      |but|however|yet|though|still)\b
+    | (?:alternatively|instead)\b(?=\W*\d|\W+(?:\$|\\|it\b|of\W+\d|[A-J]\b))
+    | (?:this|that|it|they|is|was|I|we|the\sabove|(?:my|the)\s(?:answer|result|value|total|number))\b
+      [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
+    | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
+    | \b(?:apologi[sz]e|misread|I\sforgot|take\s(?:that|it)\sback|(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|second\sthoughts?
+      |re-?(?:consider|calculat|comput|evaluat)\w*|(?:on|upon)\s(?:reflection|review)
+      |after\s(?:re-?)?checking|not\s(?:sure|certain|confident)|lean\stowards?|better\schoice
+      |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))\b""", re.I | re.X)
+_SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)", re.I)
+_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|total|altogether|in\s(?:total|all)|since
+    |(?:s?he|they|we|yes,\sI|I)\s(?:has|have|gets?|finds?|makes?)|it(?:'s|\sis)|the\s(?:correct|total))\b""", re.I | re.X)
+_WRONG_OPTION = re.compile(r"\(?[A-J][).:]?[^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\s,;:.(-]{1,3}
     (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
     """, re.I | re.X)
@@ -449,7 +467,7 @@ _FACTOR_AFTER = re.compile(r"""
     | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
     | [A-Za-z]
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
-    | [^.\n]*\bbut\b
+    | [^.\n]*\b(?:but|however)\b
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
 
 
@@ -514,23 +532,34 @@ def _last_cued(text):
 
 
 def _is_denied(after):
-    """Whether the words right after a statement deny it."""
-    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]  # the first few
-    return _DENIAL.search(f". {words}") or re.match(r"(?:but|however)\b", words, re.I)
+    """Whether the rest of its sentence denies a statement, in its first few words; "(not 5)" supports it."""
+    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]
+    is_other = re.match(r"[\s,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
+    return not is_other and _DENIAL.search(f". {words}")
 
 
 def _is_taken_back(after, stated):
-    """Whether the next sentence denies a statement, or is hardly more than another: No. Or 8. C) rat."""
+    """Whether what follows a statement retracts it, is hardly more than another value, or ends with one."""
     after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))  # and closing tags
     following = _CUE_END.split(after, maxsplit=1)[0]
-    if _is_denied(after) or re.match(r"\(?[A-J][).:]", following):
+    label = re.match(r"\(?([A-J])[).:]", following)
+    is_same_label = label and label[1] in re.findall(r"\A\W*([A-J])\b", stated)
+    if is_same_label or label and not _WRONG_OPTION.match(following) or _RETRACTION.search(after):
         return True
     value, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
-    if words > 4 or not re.search(r"\w", value) or _BOX.search(following):
-        return False
-    value = value.lstrip(" :")
+    is_short = words <= 4 and not _BOX.search(following) and not _SUPPORT.match(following)
+    if is_short and _is_another(value.lstrip(" :"), stated):
+        return True
+    last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
+    return bool(_CONCLUSION.match(last)) and _is_another(_prose_value(last), stated)
+
+
+def _is_another(value, stated):
+    """Whether a text is a value, and not the stated one."""
     with decimal.localcontext(_CONTEXT):
-        return _parse(_clean(value)) is not None and not is_equiv(value, stated)
+        if not value or not re.search(r"\w", value) or _parse(_clean(value)) is None:
+            return False
+    return not any(is_equiv(value, same) for same in (stated, _prose_value(stated)) if same)
 
 
 def _boxed(text):
@@ -563,9 +592,9 @@ def _boxed(text):
 def _is_overruled(after, content):
     """Whether what follows a box makes it part of a formula, denies it, or states another value."""
     after = re.sub(r"\A[\s}]*\}", "", after)  # of a box around this one
-    if _FACTOR_AFTER.match(after) or _is_denied(after):
-        return True
     end = _CUE_END.search(after)
+    if _FACTOR_AFTER.match(after) or _is_denied(after[:end.start()] if end else after):
+        return True
     return end is not None and _is_taken_back(after[end.end():], content)
 
 

@@ -550,6 +550,15 @@ x <- \sqrt[3]{x^3}
 3 <- The least number that is not a factor equals \boxed{3}.
 -2 <- So the largest negative root must be $\boxed{-2}$.
 0.41 <- $\sqrt2-1\approx\boxed{0.41}$
+# what follows supports a statement
+6 <- Final Answer: 6⏎⏎Check: 6 / 2 = 3, as given.
+6 <- $n=\boxed{6}$.⏎⏎Alternatively, we could have used a table.
+6 <- The answer is $\boxed{6}$. Note that 9 is not a root.
+6 <- $\boxed{6}$ (not $9$).
+6 <- Final Answer: 6. No rounding is needed.
+6 <- $\boxed{6}$. Let me double-check: 2 + 4 = 6. Yes.
+6 <- The answer is 6.⏎⏎So she has 6 apples.
+B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
 """
 
 DIFFERENT = r"""
@@ -1400,6 +1409,22 @@ x <- \sqrt[4]{x^4}
 7 <- The side is twice \boxed{7}.
 7 <- It might be \boxed{7}.
 7 <- It is a lie that it is \boxed{7}.
+# taken back, or overruled by a conclusion
+6 <- $\boxed{6}$⏎⏎Let me double-check. 4 and 5 are 9, not 6. So it is 9.
+6 <- $\boxed{6}$⏎⏎On second thought, the sum should be 9.
+6 <- Final Answer: 6. I apologize, the correct total is 9.
+6 <- Final Answer: 6⏎⏎Hold on. It's 9.
+6 <- Final Answer: 6. Strike that. 9.
+6 <- The answer is 6. Re-evaluating: 9.
+6 <- Final Answer: 6⏎⏎Looking back, I misread a number. There are 9.
+6 <- If two more came, the answer would be 6. They did not.
+6 <- Each box holds $\boxed{6}$ pens.⏎⏎There are 2 boxes. So there are 12 pens.
+6 <- The answer is 6; however, with the tip it is 9.
+6 <- $\boxed{6}$; however, with the tip it is 9.
+6 <- Final Answer: 6. We must add the tip. We get 9.
+6 <- Final Answer: 6⏎⏎Check: 6 / 2 = 3, so it should be 9.
+B) a ferry <- Final Answer: B) a ferry⏎⏎Final choice: C) a tram
+B) a ferry <- The answer is B.⏎⏎B) is wrong because it floats.
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
