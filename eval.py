@@ -396,16 +396,19 @@ def _any_word(words):
     return rf"\b(?:{'|'.join(words.split())})\b"
 
 
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
+_THOUGHT = re.compile(r"""
+      <(?P<tag>think(?:ing)?|thought|reasoning|scratchpad|analysis)>.*?(?:</(?P=tag)>|\Z)
+    | \[THINK\].*?(?:\[/THINK\]|\Z) | ◁think▷.*?(?:◁/think▷|\Z)
+    | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)""", re.S | re.X)
 _FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
-_CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  答案\s*[是为]?\s*:?
+_CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错误)(?<!错)答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
     (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely
        |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
-    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?
+    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem)|\s+we\s(?:want|need|seek))?
     (?:\**\s*[:=]|\**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))
   | (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
@@ -437,7 +440,8 @@ _OBJECTION = re.compile(_DENIAL.pattern + "|" + _DISBELIEF.pattern + "|" + _any_
     without except anything everything previous next debts? owes negative bound estimate\w*
     (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
     plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
-    times\s(?:the|that|it) (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
+    wish\w* almost hop(?:es?|ed|ing) pretend\w* used\sto\s(?:have|be|own|cost) multiplied less\s\d
+    times\s(?:the|that|it) (?<!\d\s)times\s\d (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
     (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
@@ -462,18 +466,23 @@ _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\
 _FACTOR_BEFORE = re.compile(r"""
     (?: [-+*/^_{}\d|≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
       | \\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
+_NTHS = r"\w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?"
 _FACTOR_AFTER = re.compile(r"""
     \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{,\})\s?\d)
     | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
     | [A-Za-z]
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
     | [^.\n]*\b(?:but|however)\b
-    | [^.,;:\n]*\b(?:dozen|hundred|thousand|million|billion)""", re.X)
+    | (?:\W|\\text)*(?:halves|thirds|""" + _NTHS + r"""|tens|squared|cubed|plus|minus|times\W*\d
+        |out\sof|and\s(?:an?|one|two|three)\s(?:half|third|quarter|fifth))\b
+    | (?:[ $]|and\s)*\\[dt]?frac
+    | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
 
 def visible(text: str) -> str:
-    """The text without its thoughts: what stands outside <think> ... </think>. An unclosed <think> hides the
-    rest; a </think> that nothing opens, since the prompt did, hides what stands before it.
+    """The text without its thoughts: what stands outside <think> ... </think>, or the tags that other models
+    put around them (`_THOUGHT`). An unclosed <think> hides the rest; a </think> that nothing opens, since
+    the prompt did, hides what stands before it.
 
     >>> visible("<think>5? No.</think> It is 7.")
     ' It is 7.'
@@ -534,7 +543,7 @@ def _last_cued(text):
 def _is_denied(after):
     """Whether the rest of its sentence denies a statement, in its first few words; "(not 5)" supports it."""
     words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]
-    is_other = re.match(r"[\s,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
+    is_other = re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
     return not is_other and _DENIAL.search(f". {words}")
 
 
@@ -551,7 +560,8 @@ def _is_taken_back(after, stated):
     if is_short and _is_another(value.lstrip(" :"), stated):
         return True
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
-    return bool(_CONCLUSION.match(last)) and _is_another(_prose_value(last), stated)
+    ending = None if _BOX.search(after) else _last_cued(after)
+    return _is_another(ending or _CONCLUSION.match(last) and _prose_value(last), stated)
 
 
 def _is_another(value, stated):
@@ -616,7 +626,7 @@ def _sentence(rest):
         return (display[1] or display[2]).strip()
     line = rest
     end = _CUE_END.search(rest)
-    if end and not _is_taken_back(rest[end.end():], rest[:end.start()]):
+    if end and "?" not in end[0] and not _is_taken_back(rest[end.end():], rest[:end.start()]):
         line = rest[:end.start()]
     return _bare(line)
 
@@ -658,6 +668,12 @@ _PROSE = re.compile(rf"""
        |altogether|today|in\s(?:total|all|the\send)
        |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
     """, re.I | re.X)
+# Before a value: 2x is 7, 12 cups of flour to make 7
+_OF_SOMETHING_ELSE = re.compile(rf"""
+    (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b)
+      (?=[^,;:]*(?:[-+*/^]|\d\s?\(?[a-z](?![a-z])))
+      (?=[^,;:]*(?<![a-z])[a-z](?![a-z])) (?:(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
+    | \d [^\d]* \b(?:to\s(?!get)\w+\s* | (?:after|before|when|while)\b [^\d]*) \Z""", re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
@@ -674,6 +690,7 @@ def _prose_value(text):
     others = sentence.replace(stated["value"], "", 1)
     is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
     is_doubted = _OBJECTION.search(f". {others}") or re.search(r"\banswers?\s", lead)
+    is_doubted = is_doubted or "=" not in stated["value"] and _OF_SOMETHING_ELSE.search(lead)
     is_mathematics = re.search(r"[\d\\]", stated["value"])
     return stated["value"] if is_mathematics and not is_repeated and not is_doubted else None
 
@@ -764,7 +781,7 @@ _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|o
 _LATEX_SPACE = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
 _MONEY = re.compile(
-    r"\A([^$]*?)\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
+    r"\A([^$]*?)(?<![\d.])\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"\A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*"
                          r"(?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)")  # before a value, a letter
@@ -857,11 +874,10 @@ _UNITS = _table("""millimeter mm; centimeter cm; kilometer km; inch inche in; fo
     % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm""")
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}  # m, g and h are variables
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
-_NO_UNIT = _any_word(r"""
-    half halves thirds? quarters? tens zeros? pairs? scores dozens? hundreds? thousands? \w+illions? lakhs?
-    crores? one two three four five six seven eight nine ten eleven twelve \w+fold (?!family)\w+ly
-    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|teen)
-    \w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?
+_NO_UNIT = _any_word(_NTHS + r"""
+    half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn dozens? hundreds? thousands? \w+illions? lakhs?
+    crores? (?:one|two|three|four|five|seven|eight|nine)s? six(?:es)? ten eleven twelve \w+fold (?!family)\w+ly
+    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
     squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
     more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
     than as a an the with without of to from by on at over under""")

@@ -556,9 +556,25 @@ x <- \sqrt[3]{x^3}
 6 <- The answer is $\boxed{6}$. Note that 9 is not a root.
 6 <- $\boxed{6}$ (not $9$).
 6 <- Final Answer: 6. No rounding is needed.
-6 <- $\boxed{6}$. Let me double-check: 2 + 4 = 6. Yes.
 6 <- The answer is 6.⏎⏎So she has 6 apples.
 B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
+# words after a box, and units that only look like numbers
+6 <- He ate $\boxed{6}$ quarters.
+6 <- $\boxed{6}$ times.
+7 <- Final Answer: 7 parties
+7 <- Final Answer: 7 properties
+# thoughts in other tags
+8 <- <reasoning>\boxed{7}</reasoning>\boxed{8}
+8 <- <|channel|>analysis<|message|>It is 7.<|end|><|start|>assistant<|channel|>final<|message|>It is 8.
+5 <- $\boxed{5}$ months
+# subjects that are names, numbers and values
+7 <- So the value of 2x is 7.
+7 <- So f(2) is 7.
+9 <- Hence 4 + 5 is 9.
+5 <- After 3 hours, she has 5 left.
+12 <- Then 6 times 2 is 12.
+7 <- So $x_1$ is 7.
+7 <- The answer we want is 7.
 """
 
 DIFFERENT = r"""
@@ -1418,13 +1434,55 @@ x <- \sqrt[4]{x^4}
 6 <- The answer is 6. Re-evaluating: 9.
 6 <- Final Answer: 6⏎⏎Looking back, I misread a number. There are 9.
 6 <- If two more came, the answer would be 6. They did not.
-6 <- Each box holds $\boxed{6}$ pens.⏎⏎There are 2 boxes. So there are 12 pens.
-6 <- The answer is 6; however, with the tip it is 9.
+6 <- Each box holds $\boxed{6}$ pens.⏎⏎Now we multiply by the number of boxes. So there are 12 pens.
 6 <- $\boxed{6}$; however, with the tip it is 9.
 6 <- Final Answer: 6. We must add the tip. We get 9.
 6 <- Final Answer: 6⏎⏎Check: 6 / 2 = 3, so it should be 9.
 B) a ferry <- Final Answer: B) a ferry⏎⏎Final choice: C) a tram
 B) a ferry <- The answer is B.⏎⏎B) is wrong because it floats.
+# a word after a box that makes another number
+7 <- $\boxed{7}$ tenths
+7 <- $\boxed{7}$ hundredths
+7 <- \boxed{7} squared
+7 <- $\boxed{7}$ out of $9$
+7 <- \boxed{7} plus 2
+7 <- $\boxed{7}$ times $3$
+7 <- $\boxed{7}$ and a half
+7 <- $\boxed{7}$ $\frac{1}{2}$
+7 <- \boxed{7} lakh
+# more words that are no units
+4 <- 4 twenties
+4 <- 4 nines
+4 <- 4 sixes
+2 <- 2 score years
+2 <- 2 gross pens
+5 <- 5 mil dollars
+53 <- 5$3
+53 <- 5\$3
+# thoughts in other tags
+7 <- [THINK]\boxed{7}[/THINK] It is 8.
+7 <- <thinking>\boxed{7}</thinking>⏎All pens in the box together are 8.
+7 <- ◁think▷Final Answer: 7◁/think▷The pens in the box together are 8.
+7 <- <|channel|>analysis<|message|>The answer is 7.<|end|><|start|>assistant<|channel|>final<|message|>All of the pens are 8.
+# a value of something else
+7 <- So 2x is 7.
+7 <- x + y is 7.
+7 <- 3(x + 2) equals 7.
+7 <- $3x$ equals $7$.
+7 <- So the number multiplied by 3 is 7.
+7 <- So the number less 3 is 7.
+7 <- The unknown times 4 is 7.
+7 <- She wishes she had 7.
+7 <- She almost has 7.
+7 <- She used to have 7.
+7 <- She hopes to sell 7.
+7 <- She pretends to have 7.
+16 <- She needed 132 spoons of flour to make 16 muffins.
+16 <- She had 12 left when she bought 16.
+A <- 正确答案是B。错误答案：A
+7 <- The answer is 7? Let me see. The total is 8.
+6 <- Final Answer: 6⏎⏎With the last three, the answer we want is 9.
+6 <- Final Answer: 6⏎⏎Then we add 3 more to get 9.
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
