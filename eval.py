@@ -454,7 +454,7 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
     | \b(?:apologi[sz]e|misread|I\sforgot|take\s(?:that|it)\sback|(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|second\sthoughts?
       |re-?(?:consider|calculat|comput|evaluat)\w*|(?:on|upon)\s(?:reflection|review)
-      |after\s(?:re-?)?checking|not\s(?:sure|certain|confident)|lean\stowards?|better\schoice
+      |after\s(?:re-?)?checking|not\s(?:sure|certain|confident)|lean\stowards?|better\schoice|answer\swe\swant
       |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))\b""", re.I | re.X)
 _SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)", re.I)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|total|altogether|in\s(?:total|all)|since
@@ -560,8 +560,7 @@ def _is_taken_back(after, stated):
     if is_short and _is_another(value.lstrip(" :"), stated):
         return True
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
-    ending = None if _BOX.search(after) else _last_cued(after)
-    return _is_another(ending or _CONCLUSION.match(last) and _prose_value(last), stated)
+    return bool(_CONCLUSION.match(last)) and _is_another(_prose_value(last), stated)
 
 
 def _is_another(value, stated):
