@@ -400,17 +400,17 @@ _THOUGHT = re.compile(r"""
       <(?P<tag>think(?:ing)?|thought|reasoning|scratchpad|analysis)>.*?(?:</(?P=tag)>|\Z)
     | \[THINK\].*?(?:\[/THINK\]|\Z) | ◁think▷.*?(?:◁/think▷|\Z)
     | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)""", re.S | re.X)
-_FINAL = re.compile(r"final\s+answer[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
+_FINAL = re.compile(r"final\s+answer(?:\s\(in\s[^()\n]{1,30}\))?[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
 _CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错误)(?<!错)答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
-    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely|required
        |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
     (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem)|\s+we\s(?:want|need|seek))?
-    (?:\**\s*[:=]|\**\s+(?:is|must\s+be|would\s+be)\b(?!\s+(?:correct|right|wrong|not)\b))
-  | (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+    (?:\**\s*[:=]|\**\s+(?:is|(?:must|would|should|will)\s+be|comes\s+(?:out\s+)?to)\b(?!\s+(?:correct|right|wrong|not)\b))
+  | \bI\s(?:would\s|will\s)?choose\s(?=\**\(?[A-J][).:*])  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _CUE_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
@@ -461,7 +461,7 @@ _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|total|altogether
     |(?:s?he|they|we|yes,\sI|I)\s(?:has|have|gets?|finds?|makes?)|it(?:'s|\sis)|the\s(?:correct|total))\b""", re.I | re.X)
 _WRONG_OPTION = re.compile(r"\(?[A-J][).:]?[^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\s,;:.(-]{1,3}
-    (?:because|since|as\ (?=it|the|they|we|shown|required|above)|is\ (?:the|our)\ (?:solution|answer)\W*\Z)
+    (?:because|since|as\ (?=it|the|they|we|shown|required|above)|(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)
     """, re.I | re.X)
 _FACTOR_BEFORE = re.compile(r"""
     (?: [-+*/^_{}\d|≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
@@ -657,10 +657,10 @@ _VERBS = _any_word(r"""
     is are was were equals? has have had gets? got makes? made gives? becomes? costs? needs? takes? took
     pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
     scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby produces? raised giving yields? read a\stotal\sof find\sthat there""")
+    increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read a\stotal\sof find\sthat there""")
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
-      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+ | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
     (?P<value>(?=.*[\d\\])\S.*?)
     (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem
@@ -746,7 +746,7 @@ def _is_option(prediction, letter, text):
     rest = chosen[3] or ""
     if not rest.strip():
         return True
-    words, *why = _BECAUSE.split(rest, maxsplit=1)
+    words, *why = re.split(_BECAUSE.pattern + r"|,\ which\b", rest, maxsplit=1, flags=_BECAUSE.flags)
     parts = [rest]
     if why and not _OTHERWISE.search(f". {why[0]}"):
         parts.append(words)
@@ -801,10 +801,10 @@ def _clean(text):
         return text.strip()
     text = _translate(text).replace("{,}", ",")
     if "\\" in text or "~" in text:
-        text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
+        text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text)).replace("varnothing", "emptyset")
     text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
-    return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$").lstrip()
+    return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$✓✔✅🎉\ufe0f").lstrip()
 
 
 def _bare(text):
@@ -879,16 +879,20 @@ _NO_UNIT = _any_word(_NTHS + r"""
     (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
     squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
     more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
-    than as a an the with without of to from by on at over under""")
+    than as a an the with without to from by on at over under""")
 _UNIT_PHRASE = re.compile(rf"""
-    (?!.*(?:{_NO_UNIT})) (?:[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])? (?:\sper\s[a-z.]+)?""", re.X)
+    (?!.*(?:{_NO_UNIT})) (?:(?!of\s)[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])?
+    (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
 
 
-def _unit(words):
-    """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same."""
+def _unit(words, is_one):
+    """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same. Of one thing
+    it may be any word that does not deny it."""
     phrase = _UNIT_PHRASE.fullmatch(words)
     noun = phrase["noun"] if phrase else ""
-    if noun.replace(".", "") not in _UNITS and not re.search("[^s]s$|people|children|men$", noun):
+    is_thing = is_one and noun and not _OBJECTION.search(words)
+    is_known = noun.replace(".", "") in _UNITS or re.search("[^s]s$|people|children|(?:men|sheep|fish|teeth)$", noun)
+    if not is_known and not is_thing:
         raise ValueError(f"{words} is no unit")
     return " ".join(_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words.split())
 
@@ -897,7 +901,7 @@ _KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac 
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ° \circ; ∞ \infty; \langle; \rangle""")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
-_NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is csc cot exp lim max gcd lcm det one two six ten not".split()}
+_NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is of csc cot exp lim max gcd lcm det one two six ten not".split()}
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if re.fullmatch("[A-Za-z]{2,3}", word))
 _TOKEN = re.compile(rf"""\s?(?:
       (?P<num>(?:(?<!,)\d{{1,3}}(?:[, ]\d{{3}})+(?!\d|,\S)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![.]\d)
@@ -970,6 +974,7 @@ def _matrix(match):
 
 
 def _tokens(text):
+    text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)", "°", text)
     text = re.sub(r"\\pm(?![A-Za-z])", r"+\\pm *", text)  # ± is one more letter, and a factor
     text = re.sub(r"frac\s*(\d)", r"frac{\1}", text)  # \frac12 is 1/2
@@ -1135,7 +1140,7 @@ def _measured(node, words):
         node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
     if not _are_plain([node]):
         raise ValueError("words after a group or a unit")
-    return node._replace(unit=_unit(" ".join(words))) if words else node
+    return node._replace(unit=_unit(" ".join(words), node.values == (1,))) if words else node
 
 
 def _ratio(parts, tokens):

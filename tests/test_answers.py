@@ -575,6 +575,27 @@ B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
 12 <- Then 6 times 2 is 12.
 7 <- So $x_1$ is 7.
 7 <- The answer we want is 7.
+# further forms of an answer, a reason, a unit
+42 <- The required answer is 42.
+42 <- The answer should be 42.
+42 <- The answer comes out to 42.
+B) a ferry <- So I would choose B) a ferry.
+42 <- Final Answer (in dollars): 42
+1,3 <- $x=1$ and $x=3$ are the only solutions.
+B) a ferry <- B) a ferry, which crosses the river.
+42 <- Final Answer: 42 ✅
+1 <- 1 apple
+1 <- Final Answer: 1 student
+5 <- 5 cups of flour
+60 <- 60 square feet of carpet
+60 <- $60 per month
+(1,2,3) <- \langle 1,2,3\rangle
+\emptyset <- \varnothing
+42 <- Total: 42
+42 <- Therefore: 42 apples
+42 <- **Solution:** 42
+42 <- The expression simplifies to 42.
+5 <- 5 sheep
 """
 
 DIFFERENT = r"""
@@ -1483,6 +1504,24 @@ A <- 正确答案是B。错误答案：A
 7 <- The answer is 7? Let me see. The total is 8.
 6 <- Final Answer: 6⏎⏎With the last three, the answer we want is 9.
 6 <- Final Answer: 6⏎⏎Then we add 3 more to get 9.
+1 <- 1 incorrect
+1 <- 1 maybe
+1 <- 1 half
+5 <- 5 percent of people
+5 <- 5 cents of change
+5 <- 5 tens of apples
+B) a ferry <- B) a ferry, which is wrong.
+B) a ferry <- B) a ferry, where C is better.
+B) a ferry <- I would choose C) a tram over B) a ferry.
+42 <- Final Answer (not in dollars): 42
+(1,2,3) <- \langle 3,2,1\rangle
+\begin{pmatrix}1&2\end{pmatrix} <- \langle 1,2\rangle
+5 <- 5 halves of melons
+5 <- 5 groups of ten
+0.5 <- 0.5 percent of people
+42 <- Total: 42 and 7
+42 <- Result: not 42
+42 <- Total: 6 × 7 = 40
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
