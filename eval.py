@@ -400,10 +400,10 @@ _THOUGHT = re.compile(r"""
       <(?P<tag>think(?:ing)?|thought|reasoning|scratchpad|analysis)>.*?(?:</(?P=tag)>|\Z)
     | \[THINK\].*?(?:\[/THINK\]|\Z) | ◁think▷.*?(?:◁/think▷|\Z)
     | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)""", re.S | re.X)
-_FINAL = re.compile(r"final\s+answer(?:\s\(in\s[^()\n]{1,30}\))?[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
+_FINAL = re.compile(r"final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions|lakhs|crores)[^()\n]{1,30}\))?[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
-_CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错误)(?<!错)答案\s*[是为]?\s*:?
+_CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错)(?<!错.)(?<!错误的)答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
     (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely|required
@@ -431,22 +431,24 @@ _DENIAL = re.compile(_any_word(r"""
     not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
     instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
 _DISBELIEF = re.compile(_any_word(r"""
-    wrong false incorrect untrue doubt an?\slie guess contrary claims? says? said suppose assum\w+ initially
-    hypothetic\w+ mistakes? nobody maybe perhaps possibly probably if\b.*\swould
-    (?:not|never|cannot)\s(?:think|believe|claim|say|agree|mean)""")
-    + r"|n't\s(?:think|believe|claim|say|agree|mean)|\b(?:might|could|may)\sbe\s*\Z", re.I)
-_OBJECTION = re.compile(_DENIAL.pattern + "|" + _DISBELIEF.pattern + "|" + _any_word(r"""
+    wrong false incorrect untrue doubt wonder an?\slie guess contrary claims? says? said suppose assum\w+
+    initially hypothetic\w+ mistakes? nobody maybe perhaps possibly probably if\b.*\swould rule\sout
+    (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign) not\s(?:true|clear|certain)
+    (?:not|never|cannot)\s(?:think|believe|claim|say|agree|mean)""") + r"""
+    | n't\s(?:think|believe|claim|say|agree|mean) | \b(?:might|could|may)\sbe\s*\Z
+    | \b(?:if|unless|whether|let)\b[^,]*\Z | \A\W*without\b[^,]*\Z""", re.I | re.X)
+_OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""
     lie far\sbe let if unless whether sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated
     without except anything everything previous next debts? owes negative bound estimate\w*
-    (?:one|you|it)\s(?:might|could|should|may) at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
+    at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
     plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
-    wish\w* almost hop(?:es?|ed|ing) pretend\w* used\sto\s(?:have|be|own|cost) multiplied less\s\d
+    wish\w* thinks wants?\sto should\shave nearly almost hop(?:es?|ed|ing) pretend\w* used\sto\s(?:have|be|own|cost) multiplied less\s\d
     times\s(?:the|that|it) (?<!\d\s)times\s\d (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
     (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
     | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|kidding
-      |correction|corrected|revised|updated|edit|final|scratch|scrap|strike|false|ignore|hold\son|that\ssaid
+      |correction|corrected|revised|updated|edit|final\schoice|scratch|scrap|strike|false|ignore|hold\son|that\ssaid
       |but|however|yet|though|still)\b
     | (?:alternatively|instead)\b(?=\W*\d|\W+(?:\$|\\|it\b|of\W+\d|[A-J]\b))
     | (?:this|that|it|they|is|was|I|we|the\sabove|(?:my|the)\s(?:answer|result|value|total|number))\b
@@ -456,7 +458,7 @@ _RETRACTION = re.compile(r"""\A\W*(?:
       |re-?(?:consider|calculat|comput|evaluat)\w*|(?:on|upon)\s(?:reflection|review)
       |after\s(?:re-?)?checking|not\s(?:sure|certain|confident)|lean\stowards?|better\schoice|answer\swe\swant
       |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))\b""", re.I | re.X)
-_SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)", re.I)
+_SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)[^\n]*=", re.I)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|total|altogether|in\s(?:total|all)|since
     |(?:s?he|they|we|yes,\sI|I)\s(?:has|have|gets?|finds?|makes?)|it(?:'s|\sis)|the\s(?:correct|total))\b""", re.I | re.X)
 _WRONG_OPTION = re.compile(r"\(?[A-J][).:]?[^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
@@ -473,8 +475,8 @@ _FACTOR_AFTER = re.compile(r"""
     | [A-Za-z]
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
     | [^.\n]*\b(?:but|however)\b
-    | (?:\W|\\text)*(?:halves|thirds|""" + _NTHS + r"""|tens|squared|cubed|plus|minus|times\W*\d
-        |out\sof|and\s(?:an?|one|two|three)\s(?:half|third|quarter|fifth))\b
+    | (?:\W|\\text)*(?:halves|thirds|""" + _NTHS + r"""|tens|squared|cubed|plus|minus
+        |(?:times|to|remainder|(?:more|less|fewer)\sthan)\W*\d|out\sof|and\s(?:an?|one|two|three)\s(?:half|third|quarter|fifth))\b
     | (?:[ $]|and\s)*\\[dt]?frac
     | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
@@ -592,7 +594,7 @@ def _boxed(text):
         start = box.start()
     before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
-    words = re.split(rf"{_VERBS}|\bbe\b", clause, flags=re.I)[-1].lstrip()  # right before the box
+    words = _TO_LAST_VERB.sub("", clause).lstrip()  # right before the box
     if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(words) or _DISBELIEF.search(clause):
         return None
     return ", ".join(dict.fromkeys(found)) or None
@@ -658,6 +660,7 @@ _VERBS = _any_word(r"""
     pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
     scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
     increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read a\stotal\sof find\sthat there""")
+_TO_LAST_VERB = re.compile(rf".*(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b)
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+ | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
@@ -670,8 +673,8 @@ _PROSE = re.compile(rf"""
 # Before a value: 2x is 7, 12 cups of flour to make 7
 _OF_SOMETHING_ELSE = re.compile(rf"""
     (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b)
-      (?=[^,;:]*(?:[-+*/^]|\d\s?\(?[a-z](?![a-z])))
-      (?=[^,;:]*(?<![a-z])[a-z](?![a-z])) (?:(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
+      (?=[^,;:]*(?:[-+*/^|]|\\frac|\\sqrt|\\cdot|\\times|\d\s?\(?[a-z](?![a-z])))
+      (?=[^,;:]*(?<![a-z])[a-z](?![a-z])) (?:\\[a-z]+|(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
     | \d [^\d]* \b(?:to\s(?!get)\w+\s* | (?:after|before|when|while)\b [^\d]*) \Z""", re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
@@ -708,7 +711,7 @@ _OPTION = re.compile(r"""
 _AFTER_LETTER = re.compile(r"\s*[,:]?\s*(?:-\s)?(?P<bracket>\()?(?P<text>.*?)(?(bracket)\))", re.S)
 _LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
 _OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
-    all none both any each others? every\w* well eliminated ruled also right correct guess\w*
+    all none both any each others? every\w* well eliminated ruled also right correct guess\w* doubt\w*
     (?:is|so|in)\s(?-i:[A-J]) (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACE_BESIDE_SIGN = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
@@ -877,7 +880,7 @@ _NO_UNIT = _any_word(_NTHS + r"""
     half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn dozens? hundreds? thousands? \w+illions? lakhs?
     crores? (?:one|two|three|four|five|seven|eight|nine)s? six(?:es)? ten eleven twelve \w+fold (?!family)\w+ly
     (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
-    squares squared cubes cubed roots factorials doubled halved negative mod plus minus times digits?
+    squares squared cubes cubed roots factorials? remainders? kilo infinity doubled halved negative mod plus minus times digits?
     more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
     than as a an the with without to from by on at over under""")
 _UNIT_PHRASE = re.compile(rf"""

@@ -596,6 +596,11 @@ B) a ferry <- B) a ferry, which crosses the river.
 42 <- **Solution:** 42
 42 <- The expression simplifies to 42.
 5 <- 5 sheep
+6 <- If a root exists, then $x$ equals $\boxed{6}$.
+6 <- So the number of words without a vowel is $\boxed{6}$.
+45 <- So $\angle A$ is 45.
+6 <- He has $\boxed{6}$ more than Tom.
+6 <- The answer is 6.⏎⏎Final check: 2 + 4 = 6
 """
 
 DIFFERENT = r"""
@@ -1522,6 +1527,29 @@ B) a ferry <- I would choose C) a tram over B) a ferry.
 42 <- Total: 42 and 7
 42 <- Result: not 42
 42 <- Total: 6 × 7 = 40
+# a denial of the verb before a box
+7 <- It cannot be \boxed{7}.
+7 <- It never equals \boxed{7}.
+7 <- $x$ is not equal to $\boxed{7}$.
+7 <- If it is \boxed{7}, we get a contradiction.
+7 <- I wonder whether it is \boxed{7}.
+7 <- Without the tip it is \boxed{7}.
+7 <- One could get \boxed{7} by mistake.
+7 <- We rule out \boxed{7}.
+7 <- There is no reason that it is \boxed{7}.
+7 <- \boxed{7} less than 9
+7 <- \boxed{7} to 9
+7 <- \boxed{7}⏎⏎Note: 8.
+7 <- Final Answer (in thousands): 7
+7 <- Thus $\frac{x}{2}$ is 7.
+7 <- So |x| is 7.
+7 <- She thinks she has 7.
+7 <- She wants to have 7.
+7 <- It nearly comes to 7.
+7 <- 错的答案：7
+1 <- 1 remainder
+1 <- 1 kilo
+B) a ferry <- B) a ferry, which I doubt.
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
