@@ -400,17 +400,19 @@ _THOUGHT = re.compile(r"""
       <(?P<tag>think(?:ing)?|thought|reasoning|scratchpad|analysis)>.*?(?:</(?P=tag)>|\Z)
     | \[THINK\].*?(?:\[/THINK\]|\Z) | ◁think▷.*?(?:◁/think▷|\Z)
     | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)""", re.S | re.X)
-_FINAL = re.compile(r"final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions|lakhs|crores)[^()\n]{1,30}\))?[\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)", re.I)
+_FINAL = re.compile(r"""final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions)[^()\n]+\))?
+    [\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)""", re.I | re.X)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
 _OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
 _CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错)(?<!错.)(?<!错误的)答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
-    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely|required
-       |I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
-    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem)|\s+we\s(?:want|need|seek))?
-    (?:\**\s*[:=]|\**\s+(?:is|(?:must|would|should|will)\s+be|comes\s+(?:out\s+)?to)\b(?!\s+(?:correct|right|wrong|not)\b))
-  | \bI\s(?:would\s|will\s)?choose\s(?=\**\(?[A-J][).:*])  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
+    (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely
+       |required|I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
+    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem)|\s+we\swant)?\**
+    (?:\s*[:=]|\s+(?:is|(?:must|would|should|will)\s+be|comes\s+(?:out\s+)?to)\b
+      (?!\s+(?:correct|right|wrong|not)\b))
+  | \bI\s(?:would\s)?choose\s(?=\**\(?[A-J][).:*])  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
 _CUE_END = re.compile(r"\n|" + _SENTENCE_END.pattern, re.X)
@@ -418,67 +420,60 @@ _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# "Not this", in seven lists. A new word belongs into the first that fits:
+# "Not this", in lists. A new word belongs into the first that fits:
 #   _DENIAL       it denies a statement, before it or right after it
-#   _RETRACTION   at the start of what follows a statement, or anywhere in it, it takes that back
+#   _RETRACTION   it takes a statement back at the start of what follows, or anywhere in that
 #   _DISBELIEF    the sentence, whatever it states, is not said in earnest
 #   _OBJECTION    it makes the sentence around a value no statement of that value
-#   _FACTOR_...   it makes a box a part of a formula
+#   _FACTOR_...   it makes a box a part of a formula, or another number
 #   _OTHERWISE    after the letter of an option: it speaks of another one, or of all
 #   _NO_UNIT      after a number: it makes another number of it
 
-_DENIAL = re.compile(_any_word(r"""
-    not \w*n't never no nor neither nobody cannot wrong false incorrect wait kidding (?<!\A)or alternatively
-    instead actually correction oops sorry hmm scratch rather maybe perhaps possibly"""), re.I)
-_DISBELIEF = re.compile(_any_word(r"""
-    wrong false incorrect untrue doubt wonder an?\slie guess contrary claims? says? said suppose assum\w+
-    initially hypothetic\w+ mistakes? nobody maybe perhaps possibly probably if\b.*\swould rule\sout
-    (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign) not\s(?:true|clear|certain)
-    (?:not|never|cannot)\s(?:think|believe|claim|say|agree|mean)""") + r"""
-    | n't\s(?:think|believe|claim|say|agree|mean) | \b(?:might|could|may)\sbe\s*\Z
-    | \b(?:if|unless|whether|let)\b[^,]*\Z | \A\W*without\b[^,]*\Z""", re.I | re.X)
-_OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""
-    lie far\sbe let if unless whether sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated
-    without except anything everything previous next debts? owes negative bound estimate\w*
-    at\s(?:least|most) (?:more|less|fewer)\sthan (?<!-)digits?
-    plus minus divided increased decreased squared doubled tripled twice double half reciprocal mod
-    wish\w* thinks wants?\sto should\shave nearly almost hop(?:es?|ed|ing) pretend\w* used\sto\s(?:have|be|own|cost) multiplied less\s\d
-    times\s(?:the|that|it) (?<!\d\s)times\s\d (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
-    + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
+_DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
+    kidding (?<!\A)or sorry oops hmm instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
-    (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
-    | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|kidding
-      |correction|corrected|revised|updated|edit|final\schoice|scratch|scrap|strike|false|ignore|hold\son|that\ssaid
-      |but|however|yet|though|still)\b
+      (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
+    | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|false|kidding
+        |correction|corrected|revised|updated|edit|final\schoice|scratch|scrap|strike|ignore|hold\son
+        |that\ssaid|but|however|yet|though|still)\b
     | (?:alternatively|instead)\b(?=\W*\d|\W+(?:\$|\\|it\b|of\W+\d|[A-J]\b))
     | (?:this|that|it|they|is|was|I|we|the\sabove|(?:my|the)\s(?:answer|result|value|total|number))\b
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
-    | \b(?:apologi[sz]e|misread|I\sforgot|take\s(?:that|it)\sback|(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|second\sthoughts?
-      |re-?(?:consider|calculat|comput|evaluat)\w*|(?:on|upon)\s(?:reflection|review)
-      |after\s(?:re-?)?checking|not\s(?:sure|certain|confident)|lean\stowards?|better\schoice|answer\swe\swant
-      |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))\b""", re.I | re.X)
+  | \b(?:apologi[sz]e|misread|I\sforgot|take\s(?:that|it)\sback|second\sthought|not\s(?:sure|confident)
+    |(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|re-?(?:consider|calculat|comput|evaluat)\w*
+    |(?:on|upon)\s(?:reflection|review)|after\s(?:re-?)?checking|lean\stoward|better\schoice|answer\swe\swant
+    |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))""", re.I | re.X)
 _SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)[^\n]*=", re.I)
-_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|total|altogether|in\s(?:total|all)|since
-    |(?:s?he|they|we|yes,\sI|I)\s(?:has|have|gets?|finds?|makes?)|it(?:'s|\sis)|the\s(?:correct|total))\b""", re.I | re.X)
-_WRONG_OPTION = re.compile(r"\(?[A-J][).:]?[^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
-_BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z) | [\s,;:.(-]{1,3}
-    (?:because|since|as\ (?=it|the|they|we|shown|required|above)|(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)
-    """, re.I | re.X)
-_FACTOR_BEFORE = re.compile(r"""
-    (?: [-+*/^_{}\d|≠] | (?<![A-Za-z])[<>]\s? | (?<!\\)\( | \d[,.:]\s? | [\w}]\ [-+*/]\s
-      | \\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s? )\$*\Z""", re.X)
+_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|total|altogether|in\s(?:total|all)
+    |it(?:'s|\sis)|(?:s?he|they|we|(?:yes,\s)?I)\s(?:ha|ge|fin)\w+|the\s(?:correct|total))\b""", re.I | re.X)
+_WRONG_OPTION = re.compile(r"\(?[A-J][).:][^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
+_DISBELIEF = re.compile(_any_word(r"""wrong false incorrect untrue doubt wonder an?\slie guess contrary
+    claims? says? said suppose assum\w+ initially hypothetic\w+ mistakes? nobody maybe perhaps possibly
+    probably rule\sout (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign)
+    (?:not|never|cannot)\s(?:true|clear|certain|think|believe|claim|say|agree|mean)""")
+    + r"""| n't\s(?:think|believe|claim|say|agree|mean) | \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b
+    | \b(?:if|unless|whether|let)\b[^,]*\Z | \A\W*without\b[^,]*\Z""", re.I | re.X)
+_OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""lie far\sbe let if
+    unless whether sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything
+    everything previous next debts? owes negative bound estimate\w* at\s(?:least|most) (?<!-)digits?
+    (?:more|less|fewer)\sthan plus minus divided multiplied increased decreased squared doubled tripled twice
+    double half reciprocal mod wish\w* thinks wants?\sto should\shave nearly almost hop(?:es?|ed|ing)
+    pretend\w* used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
+    (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
+    + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
+_BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
+    | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|required|above)
+      |(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)""", re.I | re.X)
+_FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_{}\d|≠]|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|\d[,.:]\s?|[\w}]\ [-+*/]\s
+    |\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s?)\$*\Z""", re.X)
 _NTHS = r"\w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?"
-_FACTOR_AFTER = re.compile(r"""
-    \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{,\})\s?\d)
-    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z]
-    | [A-Za-z]
-    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d)\b
-    | [^.\n]*\b(?:but|however)\b
-    | (?:\W|\\text)*(?:halves|thirds|""" + _NTHS + r"""|tens|squared|cubed|plus|minus
-        |(?:times|to|remainder|(?:more|less|fewer)\sthan)\W*\d|out\sof|and\s(?:an?|one|two|three)\s(?:half|third|quarter|fifth))\b
-    | (?:[ $]|and\s)*\\[dt]?frac
-    | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
+_FACTOR_AFTER = re.compile(rf"""
+      \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{{,\}})\s?\d)
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z] | [A-Za-z] | (?:[ $]|and\s)*\\[dt]?frac
+    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|halves|thirds|{_NTHS}|tens|squared|cubed|plus
+        |minus|(?:times|to|remainder|(?:more|less)\sthan)\W*\d|out\sof|and\s\w+\s(?:half|third|quarter))\b
+    | [^.\n]*\b(?:but|however)\b | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
 
 def visible(text: str) -> str:
@@ -533,20 +528,10 @@ def _shown(text):
 def _last_cued(text):
     end = len(text)
     for use in list(_CUE.finditer(text))[:-6:-1]:
-        if "box" in use[0]:
-            found = _boxed(text[:end])
-        else:
-            found = _sentence(text[use.end():end])
-        if found:
+        rest = text[use.end():end]
+        if found := _boxed(text[:end]) if "box" in use[0] else _sentence(rest):
             return found
         end = use.start()
-
-
-def _is_denied(after):
-    """Whether the rest of its sentence denies a statement, in its first few words; "(not 5)" supports it."""
-    words = re.split("[.,;\n]", _GAP.sub("", after[:20]))[0]
-    is_other = re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
-    return not is_other and _DENIAL.search(f". {words}")
 
 
 def _is_taken_back(after, stated):
@@ -554,23 +539,20 @@ def _is_taken_back(after, stated):
     after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))  # and closing tags
     following = _CUE_END.split(after, maxsplit=1)[0]
     label = re.match(r"\(?([A-J])[).:]", following)
-    is_same_label = label and label[1] in re.findall(r"\A\W*([A-J])\b", stated)
-    if is_same_label or label and not _WRONG_OPTION.match(following) or _RETRACTION.search(after):
+    is_denied = _WRONG_OPTION.match(following) and label[1] not in re.findall(r"\A\W*([A-J])\b", stated)
+    if label and not is_denied or _RETRACTION.search(after):
         return True
-    value, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
-    is_short = words <= 4 and not _BOX.search(following) and not _SUPPORT.match(following)
-    if is_short and _is_another(value.lstrip(" :"), stated):
-        return True
+    short, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
+    if words > 4 or _BOX.search(following) or _SUPPORT.match(following):
+        short = ""
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
-    return bool(_CONCLUSION.match(last)) and _is_another(_prose_value(last), stated)
-
-
-def _is_another(value, stated):
-    """Whether a text is a value, and not the stated one."""
-    with decimal.localcontext(_CONTEXT):
-        if not value or not re.search(r"\w", value) or _parse(_clean(value)) is None:
-            return False
-    return not any(is_equiv(value, same) for same in (stated, _prose_value(stated)) if same)
+    ending = _prose_value(last) if _CONCLUSION.match(last) else None
+    for value in filter(None, (short.lstrip(" :"), ending)):
+        with decimal.localcontext(_CONTEXT):
+            is_value = re.search(r"\w", value) and _parse(_clean(value)) is not None
+        if is_value and not grade(stated, value):
+            return True
+    return False
 
 
 def _boxed(text):
@@ -595,18 +577,19 @@ def _boxed(text):
     before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     words = _TO_LAST_VERB.sub("", clause).lstrip()  # right before the box
-    if _FACTOR_BEFORE.search(before[-9:]) or _OBJECTION.search(words) or _DISBELIEF.search(clause):
+    is_denied = _OBJECTION.search(words) or _DISBELIEF.search(clause)
+    if is_denied or _FACTOR_BEFORE.search(before[-9:]):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
 
 def _is_overruled(after, content):
-    """Whether what follows a box makes it part of a formula, denies it, or states another value."""
+    """Whether what follows a box makes it part of a formula, denies it in its sentence, or takes it back."""
     after = re.sub(r"\A[\s}]*\}", "", after)  # of a box around this one
-    end = _CUE_END.search(after)
-    if _FACTOR_AFTER.match(after) or _is_denied(after[:end.start()] if end else after):
-        return True
-    return end is not None and _is_taken_back(after[end.end():], content)
+    sentence, *rest = _CUE_END.split(after, maxsplit=1)
+    words = re.split("[.,;\n]", _GAP.sub("", sentence[:20]))[0]
+    is_denied = _DENIAL.search(f". {words}") and not re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
+    return _FACTOR_AFTER.match(after) or is_denied or rest and _is_taken_back(rest[0], content)
 
 
 def _box_end(text, start):
@@ -625,11 +608,9 @@ def _sentence(rest):
     rest = rest.lstrip(" \t\r\n:*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
-    line = rest
-    end = _CUE_END.search(rest)
-    if end and "?" not in end[0] and not _is_taken_back(rest[end.end():], rest[:end.start()]):
-        line = rest[:end.start()]
-    return _bare(line)
+    line, *following = _CUE_END.split(rest, maxsplit=1)
+    is_question = rest.startswith("?", len(line))
+    return _bare(rest if is_question or following and _is_taken_back(following[0], line) else line)
 
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
@@ -655,21 +636,20 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 
 # The value that a sentence states: all that stands between its verb and a circumstance at its end
 
-_VERBS = _any_word(r"""
-    is are was were equals? has have had gets? got makes? made gives? becomes? costs? needs? takes? took
-    pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought sells? sold
-    scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read a\stotal\sof find\sthat there""")
+_VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? becomes? costs?
+    needs? takes? took pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought
+    sells? sold scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
+    increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read
+    a\stotal\sof find\sthat there""")
 _TO_LAST_VERB = re.compile(rf".*(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _PROSE = re.compile(rf"""
-    (?: .*\s(?=\d+\s\w+\sago\b)
-      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+ | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
+    (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
     (?P<value>(?=.*[\d\\])\S.*?)
     (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem
        |altogether|today|in\s(?:total|all|the\send)
-       |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*
-    """, re.I | re.X)
+       |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*""", re.I | re.X)
 # Before a value: 2x is 7, 12 cups of flour to make 7
 _OF_SOMETHING_ELSE = re.compile(rf"""
     (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b)
@@ -703,16 +683,16 @@ def _prose_value(text):
 MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
-_OPTION = re.compile(r"""
-    [(\[]?([A-J])(?![\w'])([)\].:]*)
+_OPTION = re.compile(r"""[(\[]?([A-J])(?![\w'])([)\].:]*)
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
                       |not\s(?!\1)[A-J])[\s.)]*
       | (.*))""", re.I | re.S | re.X)
 _AFTER_LETTER = re.compile(r"\s*[,:]?\s*(?:-\s)?(?P<bracket>\()?(?P<text>.*?)(?(bracket)\))", re.S)
 _LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
-_OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""
-    all none both any each others? every\w* well eliminated ruled also right correct guess\w* doubt\w*
-    (?:is|so|in)\s(?-i:[A-J]) (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
+_BECAUSE_OR_WHICH = re.compile(_BECAUSE.pattern + r"|,\ which\b", _BECAUSE.flags)
+_OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""all none both any each others? every\w* well
+    eliminated ruled also right correct guess\w* doubt\w* (?:is|so|in)\s(?-i:[A-J])
+    (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
 _SPACE_BESIDE_SIGN = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
@@ -749,12 +729,10 @@ def _is_option(prediction, letter, text):
     rest = chosen[3] or ""
     if not rest.strip():
         return True
-    words, *why = re.split(_BECAUSE.pattern + r"|,\ which\b", rest, maxsplit=1, flags=_BECAUSE.flags)
-    parts = [rest]
-    if why and not _OTHERWISE.search(f". {why[0]}"):
-        parts.append(words)
+    words, *why = _BECAUSE_OR_WHICH.split(rest, maxsplit=1)
+    parts = [rest, words] if why and not _OTHERWISE.search(f". {why[0]}") else [rest]
     if not words.strip():
-        return len(parts) == 2
+        return words in parts
     if not chosen[2] and not re.match(r"\s*[,(:-]", rest):
         return False
     if text:
@@ -782,17 +760,15 @@ def _same_answer(prediction, answer, is_option=False):
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
-_MONEY = re.compile(
-    r"\A([^$]*?)(?<![\d.])\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|million|billion))?)(?:\s*dollars)?(?=[^$\w]*\Z)")
+_MONEY = re.compile(r"\A([^$]*?)(?<![\d.])\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|[mb]illion))?)"
+                    r"(?:\s*dollars)?(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"\A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*"
                          r"(?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)")  # before a value, a letter
 _BASED = re.compile(r"\A\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?\Z")  # (101)_{2}
-_UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/",
-    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ",
-    "∪": r"\cup ", "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ",
-    "≤": "<=", "≥": ">=", "≠": "!=", "⁄": "/", "’": "'", "\0": " "})
+_UNICODE = str.maketrans("−–—×·⋅÷⁄’\0", "---***//' ") | str.maketrans({
+    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ", "∪": r"\cup ",
+    "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ", "≤": "<=", "≥": ">=", "≠": "!="})
 
 
 def _clean(text):
@@ -802,9 +778,9 @@ def _clean(text):
         text = _boxed(text[-MAX_RESPONSE:]) or text
     if len(text) > MAX_CHARS:
         return text.strip()
-    text = _translate(text).replace("{,}", ",")
+    text = _translate(text).replace("{,}", ",").replace(r"\varnothing", r"\emptyset")
     if "\\" in text or "~" in text:
-        text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text)).replace("varnothing", "emptyset")
+        text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
     text = _MONEY.sub(r"\1\2 dollars", text, count=1)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$✓✔✅🎉\ufe0f").lstrip()
@@ -877,27 +853,26 @@ _UNITS = _table("""millimeter mm; centimeter cm; kilometer km; inch inche in; fo
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}  # m, g and h are variables
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 _NO_UNIT = _any_word(_NTHS + r"""
-    half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn dozens? hundreds? thousands? \w+illions? lakhs?
-    crores? (?:one|two|three|four|five|seven|eight|nine)s? six(?:es)? ten eleven twelve \w+fold (?!family)\w+ly
-    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
-    squares squared cubes cubed roots factorials? remainders? kilo infinity doubled halved negative mod plus minus times digits?
-    more less fewer many few too other extra additional is was has fails wrong not no nor or and but if
-    than as a an the with without to from by on at over under""")
-_UNIT_PHRASE = re.compile(rf"""
-    (?!.*(?:{_NO_UNIT})) (?:(?!of\s)[a-z]+\s){{0,2}} (?P<noun>[a-z.]+)(?:\^[23])?
+    half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn dozens? hundreds? thousands?
+    \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s? six(?:es)? ten eleven twelve
+    \w+fold (?!family)\w+ly (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen) squares squared cubes
+    cubed roots factorials? remainders? kilo infinity doubled halved negative mod plus minus times digits?
+    more less fewer many few too other extra additional is was has fails wrong not no nor or and but if than
+    as a an the with without to from by on at over under""")
+_UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?P<noun>[a-z.]+)(?:\^[23])?
     (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
 
 
 def _unit(words, is_one):
     """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same. Of one thing
     it may be any word that does not deny it."""
-    phrase = _UNIT_PHRASE.fullmatch(words)
+    phrase = _UNIT_PHRASE.fullmatch(" ".join(words))
     noun = phrase["noun"] if phrase else ""
-    is_thing = is_one and noun and not _OBJECTION.search(words)
-    is_known = noun.replace(".", "") in _UNITS or re.search("[^s]s$|people|children|(?:men|sheep|fish|teeth)$", noun)
-    if not is_known and not is_thing:
-        raise ValueError(f"{words} is no unit")
-    return " ".join(_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words.split())
+    is_plural = re.search("[^s]s$|people|children|(?:men|sheep|fish|teeth)$", noun)
+    is_thing = is_one and noun and not _OBJECTION.search(phrase[0])
+    if noun.replace(".", "") not in _UNITS and not is_plural and not is_thing:
+        raise ValueError(f"{words} are no unit")
+    return " ".join(_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words)
 
 
 _KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
@@ -1143,7 +1118,7 @@ def _measured(node, words):
         node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
     if not _are_plain([node]):
         raise ValueError("words after a group or a unit")
-    return node._replace(unit=_unit(" ".join(words), node.values == (1,))) if words else node
+    return node._replace(unit=_unit(words, node.values == (1,))) if words else node
 
 
 def _ratio(parts, tokens):
