@@ -403,15 +403,13 @@ _THOUGHT = re.compile(r"""
 _FINAL = re.compile(r"""final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions)[^()\n]+\))?
     [\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)""", re.I | re.X)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
-_OPEN_BOXES = re.compile(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z")  # \boxed{\boxed{5}}
 _CUE = re.compile(_BOX.pattern + r"""  |  <answer>  |  (?<!错)(?<!错.)(?<!错误的)答案\s*[是为]?\s*:?
   | (?<!\#)\#\#\#\#(?!\#)(?=[ \t]*[^\s\d]{0,9}\d\S{0,40}[ \t]*(?:\n|\Z)|[^\n]{0,60}\s*\Z)  # not a heading
   | (?:\A|[.,;:!?*\#)>\]}$"\n])\ {0,2}  # only such words stand before "answer" in its clause
     (?:(?:so|thus|hence|therefore|then|finally|and|but|the|my|our|final|correct|right|best|most|logical|likely
        |required|I\s(?:think|believe)|(?:find|conclude|means|shows|confirms)\s+that)\b,?\s{1,2}){0,6}
-    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem)|\s+we\swant)?\**
-    (?:\s*[:=]|\s+(?:is|(?:must|would|should|will)\s+be|comes\s+(?:out\s+)?to)\b
-      (?!\s+(?:correct|right|wrong|not)\b))
+    (?:answer|option|choice)(?:\s+(?:to|for|of)\s+(?:the|this)\s+(?:question|problem))?\**(?:\s*[:=]
+      |\s+(?:is|(?:must|would|should|will)\ be|comes\ (?:out\ )?to)\b(?!\s(?:correct|right|wrong|not)\b))
   | \bI\s(?:would\s)?choose\s(?=\**\(?[A-J][).:*])  |  (?<=\n)A:(?=[^\n]{0,60}\s*\Z)""", re.I | re.X | re.M)
 _SENTENCE_END = re.compile(r"""
     (?<!\b[A-J])(?<!\b[A-Z][a-z])[.!?][)"'*]*\s+(?=[A-Z<\[(])(?!\(?[A-J][.):])  |  <\|  |  </""", re.X)
@@ -428,14 +426,13 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 #   _FACTOR_...   it makes a box a part of a formula, or another number
 #   _OTHERWISE    after the letter of an option: it speaks of another one, or of all
 #   _NO_UNIT      after a number: it makes another number of it
-
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
     kidding (?<!\A)or sorry oops hmm instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
       (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
     | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|false|kidding
-        |correction|corrected|revised|updated|edit|final\schoice|scratch|scrap|strike|ignore|hold\son
-        |that\ssaid|but|however|yet|though|still)\b
+      |correct(?:ion|ed)|revised|updated|edit|final\schoice|scratch|scrap|strike|ignore|hold\son|that\ssaid
+      |but|however|yet|though|still)\b
     | (?:alternatively|instead)\b(?=\W*\d|\W+(?:\$|\\|it\b|of\W+\d|[A-J]\b))
     | (?:this|that|it|they|is|was|I|we|the\sabove|(?:my|the)\s(?:answer|result|value|total|number))\b
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
@@ -444,7 +441,6 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     |(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|re-?(?:consider|calculat|comput|evaluat)\w*
     |(?:on|upon)\s(?:reflection|review)|after\s(?:re-?)?checking|lean\stoward|better\schoice|answer\swe\swant
     |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))""", re.I | re.X)
-_SUPPORT = re.compile(r"\W*(?:check|verif|we\sverify|proof|note\b)[^\n]*=", re.I)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|total|altogether|in\s(?:total|all)
     |it(?:'s|\sis)|(?:s?he|they|we|(?:yes,\s)?I)\s(?:ha|ge|fin)\w+|the\s(?:correct|total))\b""", re.I | re.X)
 _WRONG_OPTION = re.compile(r"\(?[A-J][).:][^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
@@ -477,9 +473,8 @@ _FACTOR_AFTER = re.compile(rf"""
 
 
 def visible(text: str) -> str:
-    """The text without its thoughts: what stands outside <think> ... </think>, or the tags that other models
-    put around them (`_THOUGHT`). An unclosed <think> hides the rest; a </think> that nothing opens, since
-    the prompt did, hides what stands before it.
+    """The text without its thoughts: what stands outside <think> ... </think>, or tags like these (_THOUGHT).
+    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it.
 
     >>> visible("<think>5? No.</think> It is 7.")
     ' It is 7.'
@@ -498,8 +493,6 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
-    >>> extract_answer("So the answer is 12 apples.")
-    '12 apples'
     """
     _require_text(text, marker)
     text = _shown(text)
@@ -543,7 +536,7 @@ def _is_taken_back(after, stated):
     if label and not is_denied or _RETRACTION.search(after):
         return True
     short, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
-    if words > 4 or _BOX.search(following) or _SUPPORT.match(following):
+    if words > 4 or _BOX.search(following) or re.match(r"(?i)\W*(?:we )?(?:check|verif|note).*=", following):
         short = ""
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
     ending = _prose_value(last) if _CONCLUSION.match(last) else None
@@ -567,14 +560,12 @@ def _boxed(text):
         between = text[end:start]
         if found and between.strip(" $.\n") and not _JOINT.fullmatch(between):
             break
-        content = text[box.end():end]
-        if content[0] == "{":
-            content = content[1:-1].strip()
+        content = text[box.end():end].removeprefix("{").removesuffix("}").strip()
         if not found and _is_overruled(between, content):
             return None
         found.insert(0, content)
         start = box.start()
-    before = _OPEN_BOXES.sub("", text[max(0, start - 60):start])  # about a clause
+    before = re.sub(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z", "", text[max(0, start - 60):start])  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     words = _TO_LAST_VERB.sub("", clause).lstrip()  # right before the box
     is_denied = _OBJECTION.search(words) or _DISBELIEF.search(clause)
@@ -650,11 +641,10 @@ _PROSE = re.compile(rf"""
     (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem
        |altogether|today|in\s(?:total|all|the\send)
        |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*""", re.I | re.X)
-# Before a value: 2x is 7, 12 cups of flour to make 7
-_OF_SOMETHING_ELSE = re.compile(rf"""
-    (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b)
-      (?=[^,;:]*(?:[-+*/^|]|\\frac|\\sqrt|\\cdot|\\times|\d\s?\(?[a-z](?![a-z])))
-      (?=[^,;:]*(?<![a-z])[a-z](?![a-z])) (?:\\[a-z]+|(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
+_OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; 12 cups of flour to make 7
+    (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b) (?=[^,;:]*(?<![a-z])[a-z](?![a-z]))
+      (?=[^,;:]*(?:[-+*/^|]|\\(?:frac|sqrt|cdot|times)|\d\s?\(?[a-z](?![a-z])))
+      (?:\\[a-z]+|(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
     | \d [^\d]* \b(?:to\s(?!get)\w+\s* | (?:after|before|when|while)\b [^\d]*) \Z""", re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
@@ -679,14 +669,12 @@ def _prose_value(text):
 
 # Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------
 
-# Beyond these limits two answers are equal only as text
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30
+MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS, MAX_LIST = 2000, 200, 40, 4096, 30  # beyond: equal only as text
 
 _GOLD_OPTION = re.compile(r"\(?([A-J])(?:[).:]?|\) (.+))", re.S)  # B, (B), or B) with the text of the option
 _OPTION = re.compile(r"""[(\[]?([A-J])(?![\w'])([)\].:]*)
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
-                      |not\s(?!\1)[A-J])[\s.)]*
-      | (.*))""", re.I | re.S | re.X)
+       |not\s(?!\1)[A-J])[\s.)]* | (.*))""", re.I | re.S | re.X)
 _AFTER_LETTER = re.compile(r"\s*[,:]?\s*(?:-\s)?(?P<bracket>\()?(?P<text>.*?)(?(bracket)\))", re.S)
 _LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
 _BECAUSE_OR_WHICH = re.compile(_BECAUSE.pattern + r"|,\ which\b", _BECAUSE.flags)
@@ -852,13 +840,13 @@ _UNITS = _table("""millimeter mm; centimeter cm; kilometer km; inch inche in; fo
     % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm""")
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}  # m, g and h are variables
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
-_NO_UNIT = _any_word(_NTHS + r"""
-    half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn dozens? hundreds? thousands?
-    \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s? six(?:es)? ten eleven twelve
-    \w+fold (?!family)\w+ly (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen) squares squared cubes
-    cubed roots factorials? remainders? kilo infinity doubled halved negative mod plus minus times digits?
-    more less fewer many few too other extra additional is was has fails wrong not no nor or and but if than
-    as a an the with without to from by on at over under""")
+_NO_UNIT = _any_word(_NTHS + r""" half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn
+    dozens? hundreds? thousands? \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s?
+    six(?:es)? ten eleven twelve \w+fold (?!family)\w+ly
+    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen) squares squared cubes cubed roots factorials?
+    remainders? kilo infinity doubled halved negative mod plus minus times digits? more less fewer many few
+    too other extra additional is was has fails wrong not no nor or and but if than as a an the with without
+    to from by on at over under""")
 _UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?P<noun>[a-z.]+)(?:\^[23])?
     (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
 
@@ -1526,10 +1514,8 @@ def summarise(records: list[dict], trials: int) -> dict:
     return {
         "accuracy": sum(accuracies) / trials,
         "sem": math.sqrt(statistics.variance(accuracies) / trials) if trials > 1 else None,
-        "n": n,
-        "trials": accuracies,
-        "unanswered": 1 - answered / (n * trials),
-        "cut": cut / (n * trials),
+        "n": n, "trials": accuracies,
+        "unanswered": 1 - answered / (n * trials), "cut": cut / (n * trials),
     }
 
 

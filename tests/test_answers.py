@@ -571,10 +571,8 @@ B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
 7 <- So the value of 2x is 7.
 7 <- So f(2) is 7.
 9 <- Hence 4 + 5 is 9.
-5 <- After 3 hours, she has 5 left.
 12 <- Then 6 times 2 is 12.
 7 <- So $x_1$ is 7.
-7 <- The answer we want is 7.
 # further forms of an answer, a reason, a unit
 42 <- The required answer is 42.
 42 <- The answer should be 42.
@@ -1378,7 +1376,6 @@ x=2, y=5 <- x=2 or y=5
 5 <- 5 fourths
 5 <- 5 elevenths
 5 <- 5 twentieths
-5 <- 5 hundredths
 5 <- 5 millionths
 5 <- 5 seventeen miles
 5 <- 5 minutes of 60
@@ -1489,7 +1486,7 @@ B) a ferry <- The answer is B.⏎⏎B) is wrong because it floats.
 7 <- [THINK]\boxed{7}[/THINK] It is 8.
 7 <- <thinking>\boxed{7}</thinking>⏎All pens in the box together are 8.
 7 <- ◁think▷Final Answer: 7◁/think▷The pens in the box together are 8.
-7 <- <|channel|>analysis<|message|>The answer is 7.<|end|><|start|>assistant<|channel|>final<|message|>All of the pens are 8.
+7 <- <|channel|>analysis<|message|>The answer is 7.<|channel|>final<|message|>All of the pens are 8.
 # a value of something else
 7 <- So 2x is 7.
 7 <- x + y is 7.
