@@ -632,7 +632,7 @@ _VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? mad
     sells? sold scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
     increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read
     a\stotal\sof find\sthat there""")
-_TO_LAST_VERB = re.compile(rf".*(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
+_TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
       | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
