@@ -128,13 +128,15 @@ def _after(mark, solution):
 
 
 def _choice(row, seed):
-    question = row["question"]["stem"]
-    choices = row["question"]["choices"]
-    options = [choice["text"] for choice in choices]
-    correct = [choice["text"] for choice in choices if choice["label"] == row["answerKey"]]
-    if not correct:
+    if isinstance(row.get("question"), dict):  # as published
+        question = row["question"]["stem"]
+        texts, labels = ([choice[key] for choice in row["question"]["choices"]] for key in ("text", "label"))
+    else:  # as on the Hugging Face hub
+        question = row.get("question_stem") or row["question"]
+        texts, labels = row["choices"]["text"], row["choices"]["label"]
+    if row["answerKey"] not in labels:
         raise ValueError(f"no choice is labelled {row['answerKey']!r}")
-    return _lettered(question, options, correct[0])
+    return _lettered(question, texts, texts[labels.index(row["answerKey"])])
 
 
 def _sciq(row, seed):
@@ -1215,7 +1217,7 @@ def _same(a, b, is_option=False):
         return False
     if a.form == ":":
         ratios = [_apply(operator.truediv, *pair) for pair in zip(a.items, b.items)]
-        return all(_agree(ratio.values, ratios[0].values) for ratio in ratios)
+        return all(_agree(ratio.values, ratios[0].values) for ratio in ratios) and ratios[0].values[0] != 0
     if a.form != "{}":
         return all(map(_same, a.items, b.items))
     units = [{item.unit for item in group.items if isinstance(item, Expression)} - {""} for group in (a, b)]
@@ -1539,6 +1541,8 @@ def open_lines(path: str | Path):
 def _mend(file, path):
     """Complete or drop a last line without its end."""
     last = b""
+    if not os.path.isfile(path):  # a device may have no end
+        return
     with open(path, "rb") as lines:
         for last in lines:
             pass

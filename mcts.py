@@ -166,9 +166,9 @@ def chat(tokenizer, instruction, said):
                 template = SAME_DAY + tokenizer.get_chat_template()
                 how = dict(chat_template=template, add_generation_prompt=True, tokenize=False)
                 text = tokenizer.apply_chat_template(start + later, **how)
-                left_out = [part for part in (instruction, said[-1]) if part.strip() not in text]
-                if left_out:
-                    raise ValueError(f"it leaves out {left_out[0][:40]!r}")
+                for part in instruction, said[-1]:
+                    if part.strip() not in text:
+                        raise ValueError(f"it leaves out {part[:40]!r}")
                 return text
         except InputError:
             if start is openings[-1]:
@@ -439,7 +439,9 @@ def load_model(name: str, device=None, dtype: str | None = None):
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
     device = pick_device(device)
-    if str(name).count("/") == 1 and not os.path.exists(name) and tasks.ranks()[0] == 0:
+    rank, _ = tasks.ranks()
+    is_hub_name = str(name).count("/") == 1 and not os.path.exists(name)
+    if is_hub_name and rank == 0:
         print(f"there is no folder {name} here: looking for it on the Hugging Face hub", file=sys.stderr)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):
@@ -711,11 +713,12 @@ def compare(model):
     layers, dtypes = [], []
 
     def recorded(layer, window, q, k, v, scaling):
-        layers.append([(x.shape[1], x.shape[3]) for x in (k, v)])
+        layers.append([(x.shape[1], x.shape[3]) for x in (k, v)])   # (heads, size)
         dtypes.append(k.dtype)
         return attention(layer, window, q, k, v, scaling)
     hidden = hidden_states(lm, tokens[None], position, recorded)
-    if not layers or not same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:]):
+    is_exact = layers and same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:])
+    if not is_exact:
         raise InputError(why_not(model, rows, plain, len(layers)))
     expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
     if not same(logits_of(lm)(hidden[0]), expected):
@@ -914,10 +917,12 @@ class Cache:
         """Write the k, v (1, H, N, D) of a layer into columns `at` (N,). Returns all that it has now, by
         lane: K, V (S, H, stride, D), without a copy."""
         held = []
-        for plane, new in zip(self.planes[2 * layer:2 * layer + 2], (k, v)):
+        K, V = self.planes[2 * layer:2 * layer + 2]
+        for plane, new in (K, k), (V, v):
             plane.index_copy_(1, at, new[0])
             used = plane[:, :self.room() * self.stride]
-            held.append(used.unflatten(1, (-1, self.stride)).transpose(0, 1))
+            lanes = used.unflatten(1, (-1, self.stride))            # (H, S, stride, D)
+            held.append(lanes.transpose(0, 1))
         return held
 
 
@@ -945,7 +950,8 @@ def decode(model, cache, table):
     columns_of = table[3] + table[4] * G + table[2] + 1             # of each sample, its new one included
     used = np.maximum.reduceat(columns_of, firsts)                  # of each lane
     used = np.minimum(cache.stride, -(-used // 16) * 16)            # kernels like whole blocks
-    newest, lane, sibling, start, length, *others = torch.from_numpy(table).to(cache.device)
+    on_device = torch.from_numpy(table).to(cache.device)
+    newest, lane, sibling, start, length, *others = on_device
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
     if lane_by_lane(cache, lanes, alive, used):
@@ -968,7 +974,8 @@ def decode(model, cache, table):
 def lane_by_lane(cache, lanes, alive, used):
     """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
     whose threads a single lane keeps busy, which has work for as many threads as heads."""
-    spared = (lanes[-1] + 1) * cache.siblings * used.max() - (alive * used).sum()
+    in_one_call = (lanes[-1] + 1) * cache.siblings * used.max()     # columns that are attended to
+    spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
     return lane_fills_threads and spared > cache.CALL * len(lanes)
 
@@ -1346,7 +1353,8 @@ class Engine:
     def finish(self, draft, end):
         """Turn `draft` into a Sample; keep the KV of a step."""
         text = self.ending.text_of(draft.tokens)
-        draft.job.samples[draft.job.first + draft.sibling] = Sample(draft.tokens, draft.logprobs, text, end)
+        place = draft.job.first + draft.sibling
+        draft.job.samples[place] = Sample(draft.tokens, draft.logprobs, text, end)
         if end == "step":
             key = hash_tokens(draft.job.path[-1][0], draft.tokens)
             first = draft.lane * self.cache.stride + draft.start + draft.sibling
@@ -1433,10 +1441,13 @@ def free_memory(device):
         free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
     if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
         free = [1024 * int(available[1])]
+    folder = "/sys/fs/cgroup/"
+    cgroups = [("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+               (folder, "memory.max", "memory.current")]
     own = re.search(r"^0::/(.+)$", read("/proc/self/cgroup"), re.M)
-    groups = [*accumulate(own[1].split("/"), "{}/{}".format, initial="/sys/fs/cgroup")] if own else []
-    cgroups = [(f"{group}/", "memory.max", "memory.current") for group in groups or ["/sys/fs/cgroup"]]
-    cgroups.append(("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for name in own[1].split("/") if own else ():                   # the process's group lies in others
+        folder = f"{folder}{name}/"
+        cgroups.append((folder, "memory.max", "memory.current"))
     for folder, limit, usage in cgroups:
         most = read(folder + limit).strip()
         if most.isdigit():

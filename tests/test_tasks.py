@@ -42,6 +42,10 @@ ROWS = {
              "question": {"stem": "Ice melts to", "choices": choices("sand", "water", "air", labels="123")}},
             "Ice melts to\nA) sand\nB) water\nC) air", "B) water"),
 }
+ON_THE_HUB = [                                                      # the same there
+    {"question": "Ice melts to", "choices": {"text": ["sand", "water"], "label": ["1", "2"]}, "answerKey": "2"},
+    {"question_stem": "Ice melts to", "choices": {"text": ["sand", "water"], "label": ["A", "B"]},
+     "answerKey": "B"}]
 SCIQ = [{"question": f"What is number {i}?", "correct_answer": "right", "distractor1": "wrong",
          "distractor2": "worse", "distractor3": "worst", "support": ""} for i in range(20)]
 
@@ -96,6 +100,17 @@ def test_publishers_form(name, tmp_path):
     problems = load_problems(name, split=split, data_dir=tmp_path)
     assert problems == [{"question": question, "answer": answer}]
     assert is_equiv(answer, answer)
+
+
+@pytest.mark.parametrize("row", ON_THE_HUB)
+def test_a_row_of_the_hub_is_known_by_its_form(row, tmp_path):
+    path = write(tmp_path / "mine.jsonl", row)
+    assert load_problems(path) == [{"question": "Ice melts to\nA) sand\nB) water", "answer": "B) water"}]
+
+
+def test_a_device_is_no_file_of_records():
+    """It is not read to its end, which it may not have."""
+    tasks.open_lines("/dev/zero").close()
 
 
 def test_a_json_list_reads_like_json_lines(tmp_path):
