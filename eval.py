@@ -501,7 +501,12 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     mark = _FINAL if marker == MARKER else re.compile(re.escape(marker))
     ends = [use.end() for use in mark.finditer(text)]
     rest = text[ends[-1]:] if ends else ""
-    if found := _sentence(rest):
+    found = _sentence(rest)
+    lines = rest.lstrip(" \t\r\n:*=").partition("\n")[2]
+    if found.endswith(":") and lines.strip():  # "Final Answer: The sum is:", and a display on the next lines
+        rest = lines
+        found = _sentence(rest)
+    if found:
         if _BOX.search(found):
             found = _boxed(rest) or rest
         return _last_cued(found) or found  # "Final Answer: the answer is 5"
@@ -632,8 +637,8 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 _VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? becomes? costs?
     needs? takes? took pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought
     sells? sold scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby produces? raised holds? drove (?:comes?|evaluates|simplifies)\sto giving yields? read
-    a\stotal\sof find\sthat there""")
+    increases\sby produces? raised holds? drove did started\swith (?:comes?|evaluates|simplifies)\sto giving
+    yields? read a\stotal\sof find\sthat there""")
 _TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+

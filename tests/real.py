@@ -151,7 +151,8 @@ def report(args):
 
 
 def accuracy(record):
-    return np.mean([response["correct"] for response in record["responses"]])
+    """By the present judge, whenever the responses were drawn."""
+    return np.mean([tasks.grade(r["response"], record["answer"]) for r in record["responses"]])
 
 
 def describe_responses(records):

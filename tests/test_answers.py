@@ -200,6 +200,8 @@ B <- 答案是 B。
 7 <- The final answer is **7**
 7 <- Final answer⏎⏎7
 7 <- Final Answer: The sum is:⏎⏎7
+8 <- 5. **Final Answer:**⏎   - The number of pieces is:⏎     \[⏎     \boxed{8}⏎     \]
+60 <- Final Answer:⏎   - Ben started with $60.
 7 <- Final Answer: \[⏎7⏎\]
 30 <- Each tray holds \boxed{5} eggs. So the answer is 30.
 30 <- Each tray holds \boxed{5} eggs.⏎⏎#### 30
@@ -809,6 +811,9 @@ C) 30 miles <- 30 km
 1:2 <- 2:1
 1:2:3 <- 1:2
 1:2 <- 0:0
+12 <- Final Answer: The total is:⏎12 or 13
+7 <- So \boxed{7}. Final Answer: The sum is:
+7 <- Final Answer: Note:⏎7 is wrong
 3:5 <- \boxed{0:0}
 1:2:3 <- 0:0:0
 1/2 <- 1:2

@@ -74,7 +74,8 @@ def test_a_difference_is_paired_by_question():
 
 def test_the_report_reads_what_the_stages_leave(args, tmp_path, capsys):
     for name, right in ("base", False), ("dvo", True):
-        response = {"response": "", "correct": right, "answered": True, "tokens": 320 if right else 10}
+        text = f"Final Answer: {2 if right else 3}"
+        response = {"response": text, "correct": False, "answered": True, "tokens": 320 if right else 10}
         record = {"question": "1 + 1?", "answer": "2", "responses": [response]}
         (tmp_path / f"eval-{name}.jsonl").write_text(json.dumps(record) + "\n")
     args.report = tmp_path / "real.json"
