@@ -98,13 +98,17 @@ def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     each step, where S is the most steps of a row; and path (B, B * S), 1 where a step belongs to a row.
 
     logprobs: (B, T) log-prob of each token, given those before it in its row. step: (B, T) the number of the
-    token's step in its row: 0, 1, ...; -1 for prompt and padding. (This file itself packs trees, see below.)
+    token's step in its row: 0, 1, ...; -1 for prompt and padding. Step s of row b comes at b * S + s, and so
+    should its credit. Raises InputError for different shapes. (This file itself packs trees, see below.)
 
     >>> logprobs = torch.tensor([[-4.0, -0.5, -1.0], [-4.0, -2.0, -9.0]])
     >>> policy, path = sum_steps(logprobs, step=torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
     >>> policy.tolist(), path.tolist()
     ([-0.5, -1.0, -2.0, 0.0], [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     """
+    if logprobs.shape != step.shape:
+        raise InputError(f"logprobs is {tuple(logprobs.shape)} and step {tuple(step.shape)}, but every token has "
+                         "both; the first token of a row has no log-prob, so leave its step out, too")
     B, _ = step.shape
     S = int(step.max()) + 1
     row = torch.arange(B, device=step.device)[:, None].expand_as(step)     # (B, T)
@@ -1063,8 +1067,12 @@ def somebody_works(me):
 
 def wait_for_ranks(name, patience=60):
     """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
-    if world() == 1:
-        return
+    if world() > 1:
+        with told("wait for the other ranks", "the one that failed first says why", RuntimeError):
+            wait_in_store(name, patience)
+
+
+def wait_in_store(name, patience):
     store = dist.distributed_c10d._get_default_store()              # counters that all ranks see
     start = time.time()
     times = store.add(f"{name}/{rank()}", 1)                        # this rank has come here under this name
@@ -1565,11 +1573,16 @@ def train_round(run):
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
+    found = {"questions": len(examples), "paths": sum(len(e.path) for e in examples),
+             "correct": sum(e.correct.sum().item() for e in examples)}
+    if rank() == 0:
+        print(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or "
+              f"better) of {found['questions']} questions")
     loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
     how = run.training("train", f"round {run.round}: train", "state")
     train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
     save_model(policy, run.tokenizer, run.file("model"))
-    return {"questions": len(examples), "paths": sum(len(e.path) for e in examples)}
+    return found
 
 
 def value_by_model(run, examples):
@@ -1621,6 +1634,7 @@ def model_card(run):
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
+    rows = rows or "| not evaluated | |\n"
     question = run.question
     ids = mcts.build_prompt(run.tokenizer, question, format=args.format)
     prompt = run.tokenizer.decode(ids)
@@ -1628,7 +1642,8 @@ def model_card(run):
     return f"""\
 # {args.model} after {how}
 
-Trained by Direct Value Optimization (arXiv 2502.13723); the settings are in config.json of the run's folder.
+Made by the reference implementation of Direct Value Optimization (arXiv 2502.13723); the settings are in
+config.json of the run's folder.
 
 | zero-shot, {args.trials} trials at temperature {args.temperature:g} | accuracy |
 |---|---|
@@ -1769,8 +1784,9 @@ DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval
 
 
 def show_what_was_learnt(run):
-    """Draw a tree of the last round that holds both outcomes; then a correct and a wrong solution with the
-    credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call this."""
+    """Draw a tree of the last round that holds both outcomes; then its likeliest correct and wrong solution
+    with the credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call
+    this."""
     mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
         if rank() == 0:
@@ -1782,10 +1798,14 @@ def show_what_was_learnt(run):
         return abs(visited - 16), tree.question                     # so many lines are read with ease
 
     tree = min(mixed, key=distance_from_a_picture)
+
+    def logprob(path):
+        return sum(tree.nodes[i].logprob for i in path)
+
     paths = {}
-    for kind in "right", "wrong":                                   # the likeliest last step of each kind
+    for kind in "right", "wrong":
         ends = [i for i, node in enumerate(tree.nodes) if node.terminal and tree.ending(i) == kind]
-        paths[kind] = tree.path(max(ends, key=lambda i: tree.nodes[i].logprob))
+        paths[kind] = max(map(tree.path, ends), key=logprob)
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, packed).tolist()

@@ -612,7 +612,8 @@ def _sentence(rest):
 
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
-    """Whether a response's final answer, or without one the response itself, is equivalent to `answer`.
+    """Whether a response's final answer, or without one the response itself, is equivalent to `answer`: the
+    gold answer alone, or a solution of GSM8K's, which has it after ####.
 
     If that is prose ("The largest is $34$ of them"), the one value counts that the last sentence of its last
     line states.
@@ -620,6 +621,8 @@ def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
     """
+    _require_text(response, answer, marker)
+    answer = answer.rpartition("####")[2]
     prediction = extract_answer(response, marker) or _shown(response)
     if is_equiv(prediction, answer):
         return True
@@ -1611,7 +1614,7 @@ def leave(error: BaseException):
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun sends another
         if rank == "0":
-            print(f"{name}: stopped; with --out, the same command goes on from there", file=sys.stderr)
+            print(f"{name}: stopped; with --out, the same command goes on from what is finished", file=sys.stderr)
         sys.exit(130)
     sentence = _farewell(error)
     if rank != "0":

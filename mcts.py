@@ -1724,7 +1724,7 @@ def picture(tree, width=110, i=0, indent=""):
         yield from picture(tree, width, j, indent + deeper)
     unvisited = sum(node.visits == 0 for node in tree.nodes)
     if i == 0 and unvisited:
-        yield f"(without {unvisited} steps not visited)"
+        yield f"(unvisited steps left out: {unvisited})"
 
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>Search trees</title><style>

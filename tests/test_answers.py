@@ -1596,6 +1596,11 @@ def pairs(table):
     return [line.replace("⏎", "\n").split(" <- ") for line in lines]
 
 
+def test_a_whole_solution_of_gsm8k_as_gold_answer():
+    gold = "He has 3 + 4 = 7 apples.\n#### 1,007"
+    assert grade("Final Answer: 1007", gold) and not grade("Final Answer: 7", gold)
+
+
 @pytest.mark.parametrize("gold, response", pairs(EQUAL))
 def test_equal(gold, response):
     assert grade(response, gold) and reward(response, gold) == 1

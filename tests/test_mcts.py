@@ -1487,7 +1487,7 @@ V -0.33  N 3   1 + 1? -> 2
 │  └─ -1.00 ─ V -1.00  N 1   x naïve
 └─ -0.67 ─ V -1.00  N 1     Guess, then see.
    └─ +0.00 ─ V -1.00  N 1   - Final Answer: 3
-(without 1 steps not visited)"""
+(unvisited steps left out: 1)"""
 
 
 def test_drawing(capsys, monkeypatch):

@@ -323,7 +323,7 @@ def test_stray_ranks(script, rank, world, words, refuse, out, monkeypatch):
     (tasks.InputError("No data."), "1", [15], "dvo.py (rank 1): No data."),
     (OSError(28, "No space left on device", "a"), "1", [0], "dvo.py (rank 1): a: No space left on device; "),
     (RuntimeError("CUDA out of memory. Tried"), "0", [], "dvo.py: out of memory: lower --slots"),
-    (KeyboardInterrupt(), "0", [], "dvo.py: stopped; with --out, the same command goes on from there"),
+    (KeyboardInterrupt(), "0", [], "dvo.py: stopped; with --out, the same command goes on from what is finished"),
     (KeyboardInterrupt(), "1", [], "")])
 def test_of_ranks_the_first_speaks_for_all(error, rank, seconds, words, monkeypatch, capsys):
     """torchrun ends the others while they wait; a rank's own trouble is told at once."""

@@ -261,6 +261,11 @@ def test_plain_rows_give_what_a_tree_gives(policy):
     assert last == about([by_node[2], by_node[3]])
 
 
+def test_a_log_prob_without_its_step_is_refused():
+    with pytest.raises(InputError, match=r"logprobs is .2, 3. and step .2, 4."):
+        dvo.sum_steps(torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.long))
+
+
 def test_rows_may_have_different_numbers_of_steps():
     rows = tensor([
         [-1.0, -2.0],
