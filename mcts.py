@@ -44,6 +44,7 @@ from eval import MARKER, InputError, check_range, open_lines, reason, run_comman
 
 if __name__ == "__main__":
     tasks.watch_imports()
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")           # no stack of a rank whose peer has ended
 if "PYTORCH_ALLOC_CONF" not in os.environ:      # else the user has set it; below its name in any torch
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
