@@ -1649,7 +1649,7 @@ config.json of the run's folder.
 |---|---|
 {rows}
 Ask it as it was trained (for a server of chats: the system turn is the instruction below). A response is over
-at the first blank line after its final answer, if it has not ended before: it was never trained to stop there.
+at the first blank line after its final answer, if it has not ended before: here it is ended there.
 
 ```python
 from transformers import pipeline
@@ -1829,6 +1829,7 @@ COMMONSENSE = ["obqa", "csqa", "arc", "sciq"]
 
 
 def make_parser():
+    """All flags; what depends on others comes in parse_arguments."""
     parser = argparse.ArgumentParser(
         description="Direct Value Optimization. Without --model: the demo, nothing to download.")
     add = parser.add_argument_group("model and data").add_argument
@@ -1874,6 +1875,7 @@ def add_bootstrap_flags(group):
 
 
 def add_training_flags(group):
+    """The flags of objectives, rates and memory."""
     add = group.add_argument
     add("--objective", choices=OBJECTIVES, default="dvo", help="(default: dvo)")
     add("--level", choices=("step", "response"), default="step",

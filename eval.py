@@ -1677,6 +1677,7 @@ class _Log:
 
 
 def parse_arguments():
+    """The parsed command line."""
     parser = argparse.ArgumentParser(description="Zero-shot accuracy of a model on a task (paper, Sec. 5).")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub name")
     parser.add_argument("--data", required=True, help=f"JSON Lines file, or a task: {', '.join(TASKS)}")

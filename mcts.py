@@ -105,9 +105,9 @@ class Format:
 
     def announces(self, response):
         """Whether `response` names its final answer: not in a thought, and not by quoting the marker."""
-        return self.marker in self.said(response)
+        return self.marker in self.stated(response)
 
-    def said(self, response):
+    def stated(self, response):
         """The response without its thoughts, and without markers before a closing quotation mark."""
         return re.sub(re.escape(self.marker) + "[\"'`”’]", "", visible(response))
 
@@ -118,7 +118,7 @@ class Format:
         >>> format.waits("Final Answer: The answer is\\n\\n"), format.waits("Final Answer: 4\\n\\n")
         (True, False)
         """
-        _, announced, tail = self.said(response).rpartition(self.marker)
+        _, announced, tail = self.stated(response).rpartition(self.marker)
         tail = tail.rstrip("* \t\r\n")
         in_formula = tail.count("$$") % 2 == 1
         has_value = re.search(r"[^\W_]|[∅∞]", tail)
@@ -461,6 +461,7 @@ def load_model(name: str, device=None, dtype: str | None = None):
 
 
 def load_weights(name, config, device, dtype):
+    """The model alone, see load_model; on the meta device from its config."""
     if device.type == "meta":
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -659,6 +660,7 @@ def check_model(model) -> None:
 
 
 def refuse_by_name(model):
+    """Raise InputError for what is known not to be served, by its true name."""
     config = model.config.get_text_config()
     types = set(getattr(config, "layer_types", None) or ())
     types -= {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe", "dense"}
