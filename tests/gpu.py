@@ -355,8 +355,9 @@ def one_rank_runs(card):
     """Every way to hold the weights gives the same training, a killed run goes on, and its model loads."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name, flags in VARIANTS.items():
-            end_run(start_run(card, folder, name, *flags))
+        runs = {name: start_run(card, folder, name, *flags) for name, flags in VARIANTS.items()}
+        for name, process in runs.items():
+            end_run(process)
             need(same_losses(losses(folder / name), losses(folder / "plain")), f"{name}: other losses")
         killed = start_run(card, folder, "killed")
         while killed.poll() is None and not losses(folder / "killed"):

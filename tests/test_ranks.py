@@ -207,8 +207,9 @@ def given(tmp_path_factory, inputs):
 def test_ranks_do_not_change_a_training(flags, dtype, error, ranks, given, tmp_path, monkeypatch):
     """In float32; KTO's reference point over all ranks; a sharded critic, for OREO and as a value model."""
     arguments = [*given, *flags, "--value-lr", 1e-2, "--dtype", dtype, "--out"]
+    many = launch(ranks, *arguments, tmp_path / "many")
     tiny.run(dvo.main, monkeypatch, *arguments, tmp_path / "one")
-    finish(launch(ranks, *arguments, tmp_path / "many"))
+    finish(many)
     one = Outcome.of(tmp_path / "one")
     assert len(one.losses) == 6
     Outcome.of(tmp_path / "many").expect_about(one, error)
@@ -261,11 +262,17 @@ print("met")
 """
 
 
-def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(tmp_path):
-    """A rank that comes 5 seconds late to a group with a limit of 3 is waited for, and named."""
-    script = tmp_path / "late.py"
+@pytest.fixture(scope="module", autouse=True)
+def late(tmp_path_factory):
+    """Two ranks that mostly sleep: so they start with the first test."""
+    script = tmp_path_factory.mktemp("late") / "late.py"
     script.write_text(LATE)
-    out, err = finish(launch(2, script=script))
+    return launch(2, script=script)
+
+
+def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(late):
+    """A rank that comes 5 seconds late to a group with a limit of 3 is waited for, and named."""
+    out, err = finish(late)
     assert out.count("met") == 2
     assert "search: still waiting for rank 1" in err
 
