@@ -176,6 +176,7 @@ def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z
     """
     expect_shape(path.shape[1:], policy=policy, reference=reference)
     expect_shape(path.shape[:1], correct=correct)
+    expect_shape(torch.Size(), z0=torch.as_tensor(z0))
     gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
     weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
     return weight * torch.sigmoid(torch.where(correct, -gain, gain))    # lambda - lambda * sigmoid(+-gain)
@@ -932,7 +933,7 @@ def load_policy(name: str, device: torch.device, dtype: str | None = None, *, of
         policy = Policy(lm, recompute=activation_checkpointing)
     else:
         default = "bfloat16" if device.type == "cuda" else "float32"
-        lm, tokenizer = in_turn(lambda: mcts.load_model(name, "meta", master))
+        lm, tokenizer = in_turn(lambda: mcts.load_model(name, torch.device("meta"), master))
         policy = Policy(lm, getattr(torch, dtype or default), device, offload, activation_checkpointing)
         shard(policy, policy)
         read_pretrained(policy, name)
@@ -1099,7 +1100,9 @@ def put(path, write):
     new = path.with_name(path.name + ".new")
     old = path.with_name(path.name + ".old")
     meet()
-    with told(f"write {path}", errors=(Exception, CheckpointException)):        # a full disk has many faces
+    full_disk = Exception, CheckpointException                      # which has many faces
+    bugs = AttributeError, LookupError, NameError, TypeError
+    with told(f"write {path}", errors=full_disk, unless=bugs):
         write(new)
     meet()
     if rank() == 0:
@@ -1219,7 +1222,7 @@ class Run:
         differ = []
         for name in sorted({*old, *settings}):
             was, now = old.get(name), settings.get(name)
-            if was != now:
+            if tasks.resolved(was) != tasks.resolved(now):
                 differ.append(f"{name} was {was!r} and is {now!r}")
         if differ:
             raise InputError(f"{self.folder} holds a run with other settings ({'; '.join(differ)}); repeat "
@@ -1667,14 +1670,16 @@ print(found[0]["generated_text"])
 def report(run):
     """Print accuracy, spread and seconds of the base, bootstrapped or not, and of every round."""
     names = [Path(task).stem for task in run.args.eval_data]
-    print(f"\n{'':12}{''.join(f'{name[:22]:>24}' for name in names)}   seconds: search, train, evaluate")
+    widths = [max(24, len(name) + 2) for name in names]
+    headers = map(str.rjust, names, widths)
+    print(f"\n{'':12}{''.join(headers)}   seconds: search, train, evaluate")
     first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
         found = [run.result(f"eval-{name}", r) for name in names]
         cells = ""
-        for e in found:
+        for e, width in zip(found, widths):
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
-            cells += f"{100 * e['accuracy']:>15.1f} ± {spread} %".rjust(24)
+            cells += f"{100 * e['accuracy']:.1f} ± {spread} %".rjust(width)
         for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
             seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
             cells += f"{seconds:10.1f}"
@@ -1758,7 +1763,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
                 prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
-        imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name="base: train from random weights")
+        imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name=f"base: part {part + 1} of its training")
         share = share_of_right_operations(policy, tokenizer, probes, seed)      # by each rank: it is little
         right = from_rank_0(lambda: share)
         if part > 0 and right >= 0.99:
@@ -1910,8 +1915,6 @@ def parse_arguments():
     check_arguments(args)
     args.data = args.data or ["metamath"]
     args.format = mcts.Format()                                     # of every prompt; change it here
-    if args.model:
-        args.model = Path(args.model).as_posix()                    # MODEL and MODEL/ are one
     if args.eval_data is None:
         args.eval_data = [] if args.trees else default_evaluation(args.data)
     return args
@@ -1994,7 +1997,7 @@ def main():
     is_demo = not args.model
     device = start_ranks(args.device, args.dtype)
     problems, eval_sets = in_turn(lambda: load_data(args))          # one rank of each machine downloads
-    out = args.out or f"runs/{Path(args.model or 'demo').name}"
+    out = args.out or f"runs/{Path(tasks.resolved(args.model or 'demo')).name}"
     if is_demo and not args.out:
         out = from_rank_0(lambda: tempfile.mkdtemp(prefix="dvo-demo-"))
     run = Run(out, args)

@@ -44,11 +44,11 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def told(task: str, remedy: str = "choose another file", errors=OSError):
+def told(task: str, remedy: str = "choose another file", errors=OSError, unless=()):
     """Inside, an exception of the kind `errors` becomes an InputError: cannot TASK (reason); REMEDY."""
     try:
         yield
-    except InputError:
+    except (InputError, *unless):
         raise
     except errors as error:
         why = reason(error)
@@ -61,7 +61,7 @@ _NO_MEMORY = "out of memory|can't allocate memory|MemoryError"
 _MEANINGS = {  # what libraries say, and what it means
     "Error while deserializing": "a file is torn, or is none (a git-lfs pointer?): fetch it again",
     "Error no file named": "there are none in the form of safetensors",
-    "Expected one of cpu": "there is no such kind of device",
+    "Expected one of cpu|the '.*' backend|meta tensor": "there is no such device",
     "mismatch": "they have other sizes than config.json says",
     "custom code": "it needs code of its own, which is never run",
     "Unrecognized model": "there is no config.json, or it names no type of model",
@@ -81,6 +81,16 @@ def reason(error: BaseException) -> str:
         if re.search(words, f"{type(error).__name__}: {said}"):
             return meaning
     return said.splitlines()[0][:200].rstrip(" .:;")
+
+
+def resolved(setting):
+    """A setting, or a list or dict of them, in which a file or folder has one name, however it is written."""
+    if isinstance(setting, dict):
+        return {name: resolved(value) for name, value in setting.items()}
+    if isinstance(setting, list):
+        return [resolved(value) for value in setting]
+    is_path = isinstance(setting, str) and (os.path.isfile(setting) or os.path.isdir(setting))
+    return os.path.realpath(setting) if is_path else setting
 
 
 def check_range(**settings):
@@ -1471,7 +1481,7 @@ def _known_records(path, trials, settings, marker):
                 raise InputError(f"{path} holds {n} responses to a question, not {trials}: "
                                  "repeat that --trials, or choose another --out")
             other = record.get("settings")
-            if other != settings:
+            if resolved(other) != resolved(settings):
                 raise InputError(f"{path} holds responses of other settings, {other}: repeat those, "
                                  "or choose another --out")
             verdicts = [verdict | _verdict(verdict["response"], record["answer"], marker)
@@ -1718,7 +1728,7 @@ def main():
                 yield i, samples
         print(f"{drawn} tokens, {drawn / (time.time() - start):.0f} tokens/s")
 
-    settings = {"model": os.path.normpath(args.model)} | how
+    settings = {"model": args.model} | how
     result = evaluate(sample, problems, args.trials, out=args.out, settings=settings)
     trials = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result["trials"])
     spread = "-" if result["sem"] is None else f"{100 * result['sem']:.1f}"

@@ -105,11 +105,14 @@ class Format:
 
     def announces(self, response):
         """Whether `response` names its final answer: not in a thought, and not by quoting the marker."""
-        return self.marker in self.stated(response)
+        return len(self.parted(response)) > 1
 
-    def stated(self, response):
-        """The response without its thoughts, and without markers before a closing quotation mark."""
-        return re.sub(re.escape(self.marker) + "[\"'`”’]", "", visible(response))
+    def parted(self, response):
+        """The response without its thoughts, parted at its markers. Bold may end before the colon of a marker;
+        the usual one counts in any case, as for the judge; none counts before a closing quotation mark."""
+        beginning, last = map(re.escape, (self.marker[:-1], self.marker[-1]))
+        any_case = re.IGNORECASE if self.marker == MARKER else 0
+        return re.split(rf"{beginning}\**{last}(?![\"'`”’])", visible(response), flags=any_case)
 
     def waits(self, response):
         """Whether the final answer is announced, but still to come.
@@ -118,11 +121,11 @@ class Format:
         >>> format.waits("Final Answer: The answer is\\n\\n"), format.waits("Final Answer: 4\\n\\n")
         (True, False)
         """
-        _, announced, tail = self.stated(response).rpartition(self.marker)
+        *before, tail = self.parted(response)
         tail = tail.rstrip("* \t\r\n")
         in_formula = tail.count("$$") % 2 == 1
         has_value = re.search(r"[^\W_]|[∅∞]", tail)
-        return bool(announced and (OPENED.search(tail) or in_formula or not has_value))
+        return bool(before and (OPENED.search(tail) or in_formula or not has_value))
 
 
 def build_prompt(tokenizer, question: str, examples=(), format: Format = Format()) -> list[int]:
@@ -430,16 +433,19 @@ def pick_device(name: str | None = None) -> torch.device:
     """`name` as a torch.device; by default the first GPU, else the CPU. InputError if there is none."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     with told(f"use --device {name}", "give cpu or cuda, or leave it out", (RuntimeError, AssertionError)):
-        return torch.empty(0, device=torch.device(name)).device     # with its number: cuda:0
+        empty = torch.empty(0, device=torch.device(name))
+        empty.cpu()                                                 # not from "meta", which holds no numbers
+        return empty.device                                         # with its number: cuda:0
 
 
 def load_model(name: str, device=None, dtype: str | None = None):
     """A causal LM and its tokenizer from a Hugging Face folder or hub name: safetensors only, no remote code.
 
-    `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On the device "meta" no weights are
+    `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On torch.device("meta") no weights are
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
-    device = pick_device(device)
+    is_meta = device == torch.device("meta")
+    device = device if is_meta else pick_device(device)
     rank, _ = tasks.ranks()
     is_hub_name = str(name).count("/") == 1 and not os.path.exists(name)
     if is_hub_name and rank == 0:
@@ -508,7 +514,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, sliding_wind
                             sliding_window=sliding_window, **how)
     for name in "softcap", "s_aux", "position_bias":
         if how.get(name) is not None:
-            raise InputError(f"its attention has a {name}, which ours lacks")
+            raise NotImplementedError(f"its attention has a {name}, which ours lacks")
     layer = attention_mask.calls
     attention_mask.calls += 1
     scaling = scaling or query.shape[-1] ** -0.5
@@ -653,26 +659,29 @@ def check_model(model) -> None:
                 model.served = Served(checked, *within_windows(model))
         except torch.OutOfMemoryError:
             raise InputError(f"{name} leaves no memory on {model.device} to run 18 tokens") from None
-        except Exception as error:              # whatever its own code raises
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        except InputError as error:
+            raise InputError(f"{name} can be neither searched nor trained as it is: {error}") from None
+        except Exception as error:              # of its kind, or whatever its own code raises
+            kind = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
             raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
                              "a decoder such as Llama, Qwen, Mistral or Gemma 3") from None
 
 
 def refuse_by_name(model):
-    """Raise InputError for what is known not to be served, by its true name."""
+    """Raise NotImplementedError for what is known not to be served, by its true name, and InputError for what
+    its user can change."""
     config = model.config.get_text_config()
     types = set(getattr(config, "layer_types", None) or ())
     types -= {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe", "dense"}
     if torch.is_autocast_enabled(model.device.type):
-        raise InputError("torch.autocast is on, under which its logits are not its own")
+        raise InputError("torch.autocast is on, under which its logits are not its own; leave that")
     if getattr(config, "attn_logit_softcapping", None):
-        raise InputError("its attention has a soft cap, which ours lacks")
+        raise NotImplementedError("its attention has a soft cap, which ours lacks")
     if any("sink" in name for name, _ in model.named_parameters()):
-        raise InputError("its attention has sinks, which ours lacks")
+        raise NotImplementedError("its attention has sinks, which ours lacks")
     if types:
         kinds = ", ".join(sorted(types))
-        raise InputError(f"its layers of type {kinds} keep a state or choose what they see")
+        raise NotImplementedError(f"its layers of type {kinds} keep a state or choose what they see")
     if model.config._attn_implementation != "sdpa":
         raise InputError(f"its attention is {model.config._attn_implementation!r}, not PyTorch's sdpa (load "
                          'it with attn_implementation="sdpa", if it has that)')
@@ -699,7 +708,7 @@ def within_windows(model):
 
 
 def compare(model):
-    """Raise InputError unless decoding in the engine, and a packed tree as in training, have the logits of a
+    """Raise an error unless decoding in the engine, and a packed tree as in training, have the logits of a
     plain forward: a prompt of 6 tokens, two answers of 3. Returns what Served says of KV and logits."""
     lm = causal_lm(model)
     vocabulary = min(97, model.config.get_text_config().vocab_size)
@@ -709,6 +718,8 @@ def compare(model):
     plain = model(input_ids=rows, use_cache=False).logits           # (2, 9, V)
     if not plain.isfinite().all():
         raise InputError(NOT_FINITE.format("its"))
+    if not same(model(input_ids=rows, use_cache=False).logits, plain):
+        raise InputError("two forwards of it differ: it is in train mode with dropout; call model.eval()")
     position = torch.tensor([[*range(9), 6, 7, 8]], device=model.device)
     seen = torch.ones(1, 12, 12, dtype=torch.bool, device=model.device).tril()
     seen[:, 9:, 6:9] = False                                        # the second answer sees not the first
@@ -722,10 +733,10 @@ def compare(model):
     hidden = hidden_states(lm, tokens[None], position, recorded)
     is_exact = layers and same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:])
     if not is_exact:
-        raise InputError(why_not(model, rows, plain, len(layers)))
+        raise NotImplementedError(why_not(model, len(layers)))
     expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
     if not same(logits_of(lm)(hidden[0]), expected):
-        raise InputError("its forward makes other logits of its hidden states than its head alone")
+        raise NotImplementedError("its forward makes other logits of its hidden states than its head alone")
     return layers, dtypes[0], plain.shape[-1]
 
 
@@ -755,11 +766,9 @@ def same(a, b):
     return bool(distance <= tolerance * (b - b.mean()).norm())
 
 
-def why_not(model, rows, plain, calls):
-    """The reason why its logits are others: it was called as attention `calls` times in a forward."""
+def why_not(model, calls):
+    """The reason why its logits are others: attention of ours was called `calls` times in a forward."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", calls)
-    if not same(model(input_ids=rows, use_cache=False).logits, plain):
-        return "two forwards of it differ: it is in train mode with dropout; call model.eval()"
     if calls == 0:
         return "its attention does not go through transformers' AttentionInterface, or adds to the mask"
     if calls < layers:

@@ -491,8 +491,9 @@ def all_bytes(folder):
 
 
 def test_a_finished_run_is_not_done_again(run_folder, inputs):
+    """Nor if its model is named in another way."""
     before = all_bytes(run_folder)
-    done = command(*inputs, "--out", run_folder, *SMALL, "--no-bootstrap")
+    done = command(*inputs, "--model", f"{inputs[1]}/../tiny/", "--out", run_folder, *SMALL, "--no-bootstrap")
     assert "round 2" in done.stdout
     assert all_bytes(run_folder) == before
 

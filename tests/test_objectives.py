@@ -289,12 +289,12 @@ def test_rows_may_have_different_numbers_of_steps():
     dvo.value_loss,
     dvo.grpo_loss])
 def test_each_tensor_that_would_broadcast_is_refused_by_its_name(loss):
-    shapes = {"path": (2, 5), "chosen": (2, 5), "rejected": (2, 5), "outcome": (2,), "correct": (2,)}
+    shapes = {"path": (2, 5), "chosen": (2, 5), "rejected": (2, 5), "outcome": (2,), "correct": (2,), "z0": ()}
     given = inspect.signature(loss).parameters.values()
     required = [p.name for p in given if p.default is p.empty]
     good = {name: torch.zeros(shapes.get(name, 5)) for name in required}
-    for name in good.keys() - {"path", "chosen", "z0"}:             # which say what the others must be
-        for bad in good[name][:1], good[name][..., None]:
+    for name in good.keys() - {"path", "chosen"}:                   # which say what the others must be
+        for bad in good[name].flatten()[:1], good[name][..., None]:
             with pytest.raises(InputError, match=f"^{name} is .* but must be"):
                 loss(**good | {name: bad})
 
