@@ -3,7 +3,7 @@
 
     python dvo.py                                       # the demo: two minutes on a laptop, no download
     python dvo.py --model M --data train.jsonl --eval-data test.jsonl --out RUN
-    python dvo.py --model M --trees RUN/round1/trees.*.jsonl --objective kto --out RUN2     # any objective
+    python dvo.py --model RUN/round0/model --trees RUN/round1/trees.*.jsonl --objective kto --out RUN2
     torchrun --nproc_per_node=8 dvo.py --model meta-llama/Meta-Llama-3-8B-Instruct    # the paper's run
 
 A round: search a tree of reasoning steps for each question (mcts.py), so that every state s gets a value
@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-import eval as tasks                            # and the files of records, bars and errors
+import eval as tasks                            # and files of records, progress bars, errors
 from eval import InputError, told
 
 if __name__ == "__main__":
@@ -71,11 +71,11 @@ def dvo_loss(policy: Tensor, reference: Tensor, credit: Tensor, path: Tensor, be
     """Direct Value Optimization: (P,) loss of each path, un-reduced.
 
     policy, reference: (N,) log pi(a|s) and log pi_ref(a|s) of N steps, each summed over its tokens. credit:
-    (N,) r + V(s') - V(s), in [-2, 2]. path: (P, N), 1 where a step lies on a path, else 0. level: "step" (Eq.
-    10) or "response" (Sec. 6.5: the same on whole paths).
+    (N,) r + V(s') - V(s), in [-2, 2] by the search. path: (P, N), 1 where a step lies on a path, else 0.
+    level: "step" (Eq. 10) or "response" (Sec. 6.5: the same on whole paths).
 
-    Where the paper has half the sum over a path's steps, this is their mean: a long path counts no more than
-    a short one. Raises InputError for another level and for shapes that do not fit.
+    Where the paper has half the sum over a path's steps, this is, at the step level, their mean: a long path
+    counts no more than a short one. Raises InputError for another level and for shapes that do not fit.
 
     >>> policy, path = sum_steps(torch.tensor([[-4.0, -0.5, -1.0, -0.5], [-4.0, -2.0, -1.0, -9.0]]),
     ...                          step=torch.tensor([[-1, 0, 0, 1], [-1, 0, 0, -1]]))
@@ -187,8 +187,8 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     """Offline reasoning optimisation at the step level (App. D; arXiv 2412.16145): (P,) loss of each path,
     for policy and critic together.
 
-    value: (N,) V of the state that each step leads to, by the critic. parent: (N,) the step before, in whose
-    state a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha: weight of the regulariser.
+    value: (N,) V of the state *after* each step, by the critic. parent: (N,) the step before, so value[parent]
+    is V(s_t), of the state in which a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha: weight of the regulariser.
 
     Both parts ask for the soft Bellman equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t),
     the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over the
@@ -323,7 +323,7 @@ class Batch:
         """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
         total = values.new_zeros(sum(self.sizes))
         parts = total.index_add(0, node, values).split(self.sizes)
-        return [part.clone() for part in parts]                     # FSDP hooks outputs, and warns of views
+        return [part.clone() for part in parts]                     # of a view FSDP's hooks would warn
 
 
 def padded_length(pack):
@@ -343,7 +343,7 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
-        before[b, :t] = b * T + p.before                            # of the first token wrong, and not asked
+        before[b, :t] = b * T + p.before                            # of the first token wrong: it is no step's
         node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
     is_step = node > 0
@@ -417,7 +417,7 @@ class Critic(nn.Module):
         if policy.recompute:
             recompute_blocks(lm)
 
-    def forward(self, packs: list[Pack]) -> tuple[Tensor, ...]:
+    def forward(self, packs: list[Pack]) -> list[Tensor]:
         batch = collate(packs, self.device)
         hidden = hidden_states(self.lm, batch)                      # (B * T, D)
         value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
@@ -437,7 +437,7 @@ def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
     outside. Differentiable. Raises InputError for a Policy or causal LM that cannot be packed exactly."""
     mcts.check_model(model)
     policy = model if isinstance(model, Policy) else Policy(model)
-    policy.served = model.served                                    # how long a context is exact
+    policy.served = model.served                                    # what the check found: it is not done again
     return policy(packs=[pack])[0]
 
 
@@ -449,7 +449,7 @@ class Example:
     """What one question contributes: packed paths or steps and, per node of its tree, what losses ask for."""
     pack: Pack                # with what comes before a single step
     path: Tensor              # (P, num_nodes) 1 where a node lies on the path (Step-DPO: is the step)
-    correct: Tensor           # (P,) bool; of pairs: the better one; first all better ones, then their worse ones
+    correct: Tensor           # (P,) bool; of pairs: the first half is better, the second their worse ones
     units: int                # losses it gives: paths or pairs
     parent: Tensor            # (num_nodes,) index; 0 for the root
     tokens: Tensor            # (num_nodes,) of each step
@@ -469,7 +469,7 @@ class Example:
 
     def take_values(self, value: Tensor) -> None:
         """Replace the values of the search by those of a value model (Sec. 4.4.2)."""
-        self.value = torch.where(self.reward == 0, value, 0.0)      # where a solution ended r is not 0, V is
+        self.value = torch.where(self.reward == 0, value, 0.0)      # r is not 0 where a solution ended
 
     def like(self, vector: Tensor) -> "Example":
         """The same on the device of `vector`, and its numbers in that precision."""
@@ -541,7 +541,8 @@ def sibling_pairs(tree, n, seed):
 
 
 def any_paths(tree, n, seed):
-    """The value model: 2 n paths drawn evenly from all that ended, so that outcomes keep their shares."""
+    """The value model: 2 n paths drawn evenly from all that ended, failures of form too: V is the mean of
+    them all."""
     ends = [i for i, node in enumerate(tree.nodes) if node.terminal]
     drawn = generator(seed, tree.question).permutation(ends)[:2 * n].tolist()
     right = [tree.path(i) for i in drawn if tree.nodes[i].reward > 0]
@@ -553,7 +554,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
                  choose: Callable = draw_paths) -> Example | None:
     """The Example of `tree`, or None if it offers nothing to train on: no correct path (as in the authors'
     code), or with keep_unsolved none at all. choose(tree, n, seed) -> the better and the worse paths, lists
-    of node indices; those of path_pairs and sibling_pairs, and no others, count as pairs."""
+    of node indices. What path_pairs and sibling_pairs choose counts as pairs, and nothing else does."""
     better, worse = choose(tree, n, seed)
     paths = better + worse
     if not paths or not (better or keep_unsolved):
@@ -605,7 +606,7 @@ def objective_loss(objective: str, e: Example, policy: Tensor, value: Tensor | N
         advantage = e.outcome - e.outcome.mean()                    # (P,)
         of_steps = advantage[:, None].expand_as(e.path)             # (P, num_nodes)
         return grpo_loss(*both, of_steps, e.tokens, e.path)
-    if objective == "vineppo":
+    if objective == "vineppo":                                      # V by the search instead of rollouts
         return grpo_loss(*both, e.credit, e.tokens, e.path)
     raise InputError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
 
@@ -625,7 +626,8 @@ def one_step(prompt: list[int], tokens: list[int]) -> Example:
 def mismatched(examples: list[Example], steps: list[list[int]], context: int,
                seed: int) -> list[list[Example]]:
     """For KTO's reference point (arXiv 2402.01306, Sec. 4.1): prompts, each with a path of another question
-    of the same optimiser step, of at most `context` tokens; drawn anew for each step."""
+    of the same optimiser step, of at most `context` tokens; drawn anew for each step. Their reference is
+    still to be added."""
     found = []
     for step, chosen in enumerate(steps):
         rng = generator(seed, "mismatched", step)
@@ -822,7 +824,7 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, max_token
             vectors = module(packs=[examples[i].pack for i in batch])
             found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
             bar.update()
-    found = gather(found)
+    found = merge_over_ranks(found)
     return [found[i] for i in range(len(examples))]
 
 
@@ -887,7 +889,7 @@ def from_rank_0(work):
     return result
 
 
-def gather(mine):
+def merge_over_ranks(mine):
     """The entries of every rank's dict."""
     parts = [mine]
     if dist.is_initialized():
@@ -1104,7 +1106,7 @@ def put(path, write):
     bugs = AttributeError, LookupError, NameError, TypeError
     with told(f"write {path}", errors=full_disk, unless=bugs):
         write(new)
-    meet()
+    wait_for_ranks(path.name)                                       # a large model takes long
     if rank() == 0:
         if path.exists():
             path.rename(old)
@@ -1184,10 +1186,11 @@ BASE = -1                     # the "round" of the model as it was given; bootst
 
 
 class Run:
-    """A run folder: config.json, log.jsonl, and round1/trees.rank0.jsonl, round1/model/, and so on. The same
-    command continues it. Raises InputError if it holds a run with other settings or is not writable."""
+    """A run folder, which the same command continues: config.json, log.jsonl (which repeats the steps done since
+    the last saved state), and of each round trees, responses, STAGE.json of every stage that is done, state/
+    and model/. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
-            "activation_checkpointing", "save_minutes"}     # may change: results do not, but for rounding
+            "activation_checkpointing", "save_minutes"}     # may change: results do but by rounding
 
     def __init__(self, folder, args):
         self.folder = Path(folder)
@@ -1207,18 +1210,22 @@ class Run:
         settings = json.loads(json.dumps(fixed, default=vars))      # of the Format its fields
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
+        old = settings
+        with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
+            if config.exists():
+                old = json.loads(config.read_text())
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            holds = {path.name for path in self.folder.iterdir()} - {new.name}
-            if holds and config.name not in holds:
+            others = {path.name for path in self.folder.iterdir()} - {config.name, new.name, "log.jsonl"}
+            is_run = config.exists() and isinstance(old, dict) and "objective" in old
+            if not is_run and (others or config.exists()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
-            if holds <= {config.name, "log.jsonl"}:                 # a run that has not begun
+            if not others:                                          # a run that has not begun
+                old = settings
                 new.write_text(json.dumps(settings, indent=1) + "\n")
                 new.rename(config)
-        with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
-            old = json.loads(config.read_text())
         differ = []
         for name in sorted({*old, *settings}):
             was, now = old.get(name), settings.get(name)
@@ -1232,6 +1239,9 @@ class Run:
         """Write one line."""
         if rank() == 0:
             when = {"event": event, "round": self.round, "time": round(time.time(), 3)}
+            for name, value in fields.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    fields[name] = None                             # JSON has no NaN
             tasks.write_line(self.lines, when | fields)
 
     def training(self, event, label, state):
@@ -1307,13 +1317,15 @@ def stage(run, name, work, *given):
         text = json.dumps(found, indent=1) + "\n"
         put(path, lambda new: rank() == 0 and new.write_text(text))
         if rank() == 0:
-            tidy(run, trains)
+            write_card(run)
         if trains:
             run.held = run.round
         if run.policy.device.type == "cuda":
             torch.cuda.empty_cache()                                # the next stage needs blocks of other sizes
     if trains:
         run.newest = run.round
+        if rank() == 0:
+            drop_states(run)                                        # now, or what a kill has left
 
 
 def hold_weights(run, of_round):
@@ -1323,17 +1335,21 @@ def hold_weights(run, of_round):
         run.held = of_round
 
 
-def tidy(run, trains):
-    """When a stage is done: bring the card of its round's model up to date, drop states that nobody needs."""
+def write_card(run):
+    """Bring the card of the round's model up to date."""
     model = run.file("model")
     if model.exists():
         with told(f"write {model / 'README.md'}"):
             (model / "README.md").write_text(model_card(run), encoding="utf-8")
+
+
+def drop_states(run):
+    """Of a round whose training is done: those that nobody needs, since later rounds start from its own."""
     for tried in run.file("").glob("state-*"):                      # a rate, by bootstrapping
         remove(tried)
-    if trains and run.round > 0:                                    # later rounds start from this one
+    remove(run.file("critic"))
+    if run.round > 0:
         remove(run.file("state", run.round - 1))
-        remove(run.file("critic"))
 
 
 def questions_of_round(r, problems, args):
@@ -1489,6 +1505,8 @@ def imitate_own(run, examples, unseen):
     found |= {"nll": before, "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for k in range(3 if examples and unseen else 0):
+        if k:
+            read_pretrained(run.policy, args.model)
         rate = args.bootstrap_lr / 4**k
         how = run.training("imitate", f"bootstrap: train at {rate:g}", f"state-{rate:g}")
         imitate(run.policy, examples, rate, batch, args.seed, **how)
@@ -1497,7 +1515,6 @@ def imitate_own(run, examples, unseen):
         if after < before:
             found["rate"] = rate
             break
-        read_pretrained(run.policy, args.model)
     return found
 
 
@@ -1689,9 +1706,11 @@ def report(run):
 # Rows for other trainers
 
 
-def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, format: mcts.Format):
+def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, format: mcts.Format,
+           keep_unsolved: bool = False):
     """Rows of TRL's trainers, conversational: "dpo" (prompt, chosen, rejected), "kto" (prompt, completion,
-    label) or "sft" (prompt, completion). Each solution is decoded as a whole, never joined from its steps."""
+    label) or "sft" (prompt, completion), of the paths that the same objective trains on here. Each solution
+    is decoded as a whole, never joined from its steps."""
     for tree in trees:
         prompt = [{"role": "system", "content": format.instruction},
                   {"role": "user", "content": tree.question}]
@@ -1705,7 +1724,7 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
         if kind == "dpo":
             for better, worse in zip(right, wrong):
                 yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
-        if kind == "kto":
+        if kind == "kto" and (right or keep_unsolved):
             for path in right + wrong:
                 yield {"prompt": prompt, "completion": turn(path), "label": path in right}
         if kind == "sft":
@@ -1979,7 +1998,8 @@ def export_command(args):
         raise InputError(f"there is no model beside {args.trees[0]}: give the --model that searched them")
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
     trees = list(own_trees(args.trees, tokenizer))
-    rows = list(export(trees, args.export, tokenizer, args.paths, args.seed, args.format))
+    seed = args.seed + 1                                            # as in the one round of --trees
+    rows = list(export(trees, args.export, tokenizer, args.paths, seed, args.format, args.keep_unsolved))
     if not rows:
         raise InputError(f"no row to export: {mcts.explain(mcts.describe(trees))}; sft needs a correct "
                          "solution, dpo also a wrong one")

@@ -6,6 +6,7 @@
 import argparse
 import doctest
 import json
+import math
 
 import pytest
 import torch
@@ -710,6 +711,13 @@ def test_trees_become_rows_for_other_trainers(kind, right, wrong, run_folder, tm
     assert found == ({True} if kind == "sft" else {True, False})
 
 
+def test_kto_rows_are_of_solved_questions_unless_asked(tok):
+    tree = tiny.tree("0 wrong", "0 wrong")
+    how = dict(n=4, seed=0, format=mcts.Format())
+    assert not list(dvo.export([tree], "kto", tok, **how))
+    assert len(list(dvo.export([tree], "kto", tok, **how, keep_unsolved=True))) == 2
+
+
 def test_rows_ask_in_the_format_of_the_run(tok):
     lines = mcts.Format(step_end="\n")
     tree = tiny.tree("0 right", "0 wrong")
@@ -729,9 +737,36 @@ def test_an_export_of_nothing_says_why(tmp_path, monkeypatch, capsys):
     assert not rows.exists()
 
 
-def test_another_format_is_another_run(tmp_path, monkeypatch):
+@pytest.fixture
+def args(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dvo.py", "--model", "M", "--data", "D"])
-    args = dvo.parse_arguments()
+    return dvo.parse_arguments()
+
+
+@pytest.mark.parametrize("files", [["config.json", "weights.new"], ["config.json"], ["notes"]], ids=str)
+def test_a_folder_that_is_no_run_is_left_alone(files, tmp_path, args):
+    """Such as that of a model, which has a config.json, too."""
+    for name in files:
+        (tmp_path / name).write_text('{"model_type": "llama"}')
+    before = all_bytes(tmp_path)
+    with pytest.raises(tasks.InputError, match="holds no run"):
+        dvo.Run(tmp_path, args)
+    assert all_bytes(tmp_path) == before
+
+
+def test_a_run_that_stopped_at_its_first_file_begins_again(tmp_path, args):
+    (tmp_path / "log.jsonl").touch()
+    dvo.Run(tmp_path, args).lines.close()
+
+
+def test_a_number_that_is_none_is_null_in_the_log(tmp_path, args):
+    run = dvo.Run(tmp_path, args)
+    run.log("train", loss=math.nan, grad_norm=math.inf, lr=0.5)
+    [entry] = tiny.read(tmp_path / "log.jsonl")
+    assert (entry["loss"], entry["grad_norm"], entry["lr"]) == (None, None, 0.5)
+
+
+def test_another_format_is_another_run(tmp_path, args):
     args.seed = 1
     dvo.Run(tmp_path / "run", args).lines.close()
     args.seed = 2                                                   # nothing is lost: it has not begun

@@ -54,7 +54,7 @@ TEXTS = {
     "LONG": rows("Add 3. " * 999),
     "FILE": "A file.\n",
     "FOLDER/file": "A file.\n",
-    "RUN/config.json": "{}\n",
+    "RUN/config.json": '{"objective": "dvo"}\n',
     "RUN/round1/trained.json": "{}\n",
     "GONE/config.json": "{",
     "GONE/round1/trained.json": "{}\n",
@@ -427,7 +427,7 @@ FULL = table(
     ("dvo", "dvo.sample_responses", "", "responses-TEST.rank0.jsonl"),
     ("dvo", "dvo.search_round", "", "trees.rank0.jsonl"),
     ("dvo", "dvo.save_state", TRAIN, "state"), ("dvo", "dvo.save_model", TRAIN, "model"),
-    ("dvo", "dvo.tidy", TRAIN, "README.md"), ("dvo", "dvo.random_model", "- --out OUT", "random"),
+    ("dvo", "dvo.write_card", TRAIN, "README.md"), ("dvo", "dvo.random_model", "- --out OUT", "random"),
     ("dvo", "dvo.export", EXPORT, "OUT"),
 )
 
