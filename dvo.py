@@ -188,7 +188,8 @@ def oreo_loss(policy: Tensor, reference: Tensor, value: Tensor, path: Tensor, pa
     for policy and critic together.
 
     value: (N,) V of the state *after* each step, by the critic. parent: (N,) the step before, so value[parent]
-    is V(s_t), of the state in which a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha: weight of the regulariser.
+    is V(s_t), of the state in which a step is taken; parents come first. outcome: (P,) R, +1 or -1. alpha:
+    weight of the regulariser.
 
     Both parts ask for the soft Bellman equation V(s_t) = R - beta * sum_{i >= t} log_ratio_i, one by V(s_t),
     the other by the log-ratio of step t alone. OREO's regulariser is the KL of the two distributions over the

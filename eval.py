@@ -52,7 +52,7 @@ def told(task: str, remedy: str = "choose another file", errors=OSError, unless=
         raise
     except errors as error:
         why = reason(error)
-        if re.search("No space left|File too large|quota exceeded", why, re.I):
+        if re.search("No space left|File too large|quota exceeded|unexpected pos", why, re.I):     # last: torch
             remedy = "free some space, and the same command goes on from what is saved"
         raise InputError(f"cannot {task} ({why}); {remedy}") from error
 

@@ -9,13 +9,14 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
 
     select   walk down from the root by PUCT                        Q + c * prior * sqrt(N(s)) / (1 + N(s'))
     expand   sample next steps from the policy, keep `breadth` different ones
-    backup   N and V up from each step at which a path ended        V = mean outcome: +1 right, else -1
+    backup   N and V up from each step at which a path ended        V = mean of N outcomes: +1 right, else -1
 
 The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
 machine: the model, the random numbers, and the engine, where the time goes. All samples in flight go through
 the model as ONE row of N tokens; only attention knows which token belongs to which path. The keys and values
 (KV) of a path are kept once and shared by the siblings sampled from it. To let its own attention in, the file
-puts a function before transformers' "sdpa" when it is imported; other calls of a model are as they were.
+puts a function before transformers' "sdpa" when it is imported; other calls of a model are as they were,
+but for cuDNN's attention, which it switches off (with the libraries' bars and warnings).
 """
 import argparse
 import contextlib
@@ -45,7 +46,7 @@ from eval import MARKER, InputError, check_range, open_lines, reason, run_comman
 if __name__ == "__main__":
     tasks.watch_imports()
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")           # no stack of a rank whose peer has ended
-if "PYTORCH_ALLOC_CONF" not in os.environ:      # else the user has set it; below its name in any torch
+if "PYTORCH_ALLOC_CONF" not in os.environ:      # else the user has set it; below the name that every torch reads
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import numpy as np
@@ -83,7 +84,8 @@ class Format:
     instruction   the system turn (default: asks for the steps and the marker below); "" for none
     step_end      the text that ends a step, once the step holds other text before it
     marker        the text that announces the final answer
-    step_tokens   a step ends after so many tokens instead: for thoughts without such a structure
+    step_tokens   a step ends after so many tokens instead, for thoughts without such a structure; a solution
+                  still ends at a step_end after its answer
     prompt        (tokenizer, question) -> token ids or text, instead of the template; called with a third
                   argument, pairs (question, solution), where worked examples are to be shown
     """
@@ -124,7 +126,7 @@ class Format:
         *before, tail = self.parted(response)
         tail = tail.rstrip("* \t\r\n")
         in_formula = tail.count("$$") % 2 == 1
-        has_value = re.search(r"[^\W_]|[∅∞]", tail)
+        has_value = re.search(r"[^\W_]|[∅∞<>]|\{\}|\(\)", tail)
         return bool(before and (OPENED.search(tail) or in_formula or not has_value))
 
 
@@ -151,14 +153,14 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
     return encode(tokenizer, text.lstrip("\n"), quoted)
 
 
-SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # begins a chat template
+SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # put before a template: its clock
 
 
 def chat(tokenizer, instruction, said):
     """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse
     a system turn, some drop it without a word: then the first user turn says it all. Raises InputError if
-    something is left out even so. In templates that tell the date it is always the same: else the trees of a
-    run that goes on tomorrow would be others."""
+    instruction or question are left out even so. In templates that tell the date it is always the same: else
+    the trees of a run that goes on tomorrow would be others."""
     roles = cycle(("user", "assistant"))
     first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
     system = dict(role="system", content=instruction)
@@ -214,7 +216,7 @@ class Node:
     tokens: list              # the step, with the token that completed its end or the EOS
     logprob: float = 0.0      # log pi(a|s), summed over the step's tokens, at temperature 1
     visits: int = 0           # N: outcomes backed up through this node, not how often it was selected
-    value: float = 0.0        # V in [-1, 1]: their mean; 0 while there is none
+    value: float = 0.0        # V in [-1, 1]: their mean, 0 while there is none; see Tree.credit of terminals
     reward: int = 0           # r: 0 inside the tree, +1 or -1 on a terminal step
     terminal: bool = False
     valid: bool = True        # False: a failure of form (cut, too deep, no answer); never a training path
@@ -226,7 +228,7 @@ class Node:
 
     @property
     def prior(self):
-        """pi(a|s) of PUCT in (0, 1]: exp of the mean token log-prob."""
+        """pi(a|s) of PUCT in (0, 1]: exp of the mean token log-prob, the geometric mean of its tokens'."""
         return math.exp(self.logprob / max(1, len(self.tokens)))
 
     @property
@@ -376,19 +378,20 @@ def expand(tree, leaf, samples, breadth):
     """Add the sampled steps below `leaf`. Returns (index, how it ended) of each new node.
 
     Samples of the same text and ending are one action, represented by the first of them; `count` keeps how
-    many there were. Of the actions the `breadth` largest pi(a|s) stay, in the order in which they were drawn.
+    many there were. Of the actions the `breadth` of the largest summed log-prob stay, in the order in which
+    they were drawn.
     """
     actions = {}
     for s in samples:
         actions.setdefault((s.text, s.end), []).append(s)
-    by_logprob = sorted(actions.values(), key=lambda equal: equal[0].logprob, reverse=True)
+    by_logprob = sorted(actions.values(), key=lambda group: group[0].logprob, reverse=True)
     likeliest = by_logprob[:breadth]
     children = []
-    for equal in actions.values():
-        if equal in likeliest:
-            first = equal[0]
+    for group in actions.values():
+        if group in likeliest:
+            first = group[0]
             logprob = round(first.logprob, 9)                       # more digits depend on the batch
-            node = Node(leaf, first.tokens, logprob, text=first.text, count=len(equal))
+            node = Node(leaf, first.tokens, logprob, text=first.text, count=len(group))
             children.append((tree.add(node), first.end))
     return children
 
@@ -781,13 +784,14 @@ def why_not(model, calls):
 
 
 def hash_tokens(key, tokens):
-    """128-bit key of a path: of its parent's key and its last step."""
+    """128-bit key of a path: of its parent's key (of a root: that of the seed) and its last step."""
     data = np.asarray(tokens, dtype="<i8").tobytes()
     return hashlib.blake2b(key + data, digest_size=16).digest()
 
 
 def random_words(key, length, n):
-    """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words."""
+    """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words, while
+    another n changes them all."""
     generator = np.random.Philox(key=np.frombuffer(key, dtype="<u8"))
     words = generator.random_raw(length * n).view(np.int32)
     return words.reshape(length, n, 2).swapaxes(0, 1)
@@ -837,7 +841,8 @@ def gumbel_argmax(p, words, token_hash):
     """(N, 1) a draw from each row of p (N, V), which need not sum to 1.
 
     With u uniform in (0, 1), -log(-log u) is Gumbel noise, and the token of the largest log p + noise is a
-    draw from p. That is the token of the largest p / -log u, so of the smallest p / log u.
+    draw from p. That is the token of the largest p / -log u, so of the smallest p / log u. As u has 23 bits, a
+    token of p below about 1e-7 comes too seldom.
     """
     a = words[:, :1]
     b = words[:, 1:] | 1
@@ -956,7 +961,8 @@ def prefill(model, cache, lane, start, tokens):
 def decode(model, cache, table):
     """Logits (N, V) of the token after the newest of N samples, which are sorted by lane. table (5 + x, N)
     int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
-    tokens it has drawn. The other x rows come back on the device: so a forward copies to it once."""
+    tokens it has drawn. The other x rows, its random words, come back on the device: so a forward copies to
+    it once."""
     lanes, firsts, alive = np.unique(table[1], return_index=True, return_counts=True)
     G = cache.siblings
     columns_of = table[3] + table[4] * G + table[2] + 1             # of each sample, its new one included
@@ -971,7 +977,7 @@ def decode(model, cache, table):
         for number, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
             groups.append((slice(number, number + 1), slice(first, stop), columns))
         place = slice(None)
-    else:           # all lanes up to the last in one call, G rows each: where a sibling has ended, row 0 again
+    else:           # all lanes up to the last in one call, G rows each; for a sibling that has ended row 0 again
         S = lanes[-1] + 1
         place = lane * G + sibling
         rows = place.new_zeros(S * G)
@@ -1033,7 +1039,7 @@ def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
 @dataclass
 class Store:
     """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
-    used goes first, then what was not used for longest; it is computed again when needed.
+    used goes first, the newest of it, then what was not used for longest; it is computed again when needed.
 
     The segment of a step holds the inputs that predicted it: the last token of its parent and its own but the
     last, which is the first input of its children.
@@ -1084,8 +1090,8 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after: of its siblings those that share a lane, from `first` on. What `submit`
-    and `serve` set comes after `order`."""
+    """A path to draw samples after. `submit` splits it into parts of a lane each: a part draws those of its
+    siblings that come from `first` on. What `submit` and `serve` set comes after `order`."""
     path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
@@ -1121,8 +1127,9 @@ class Draft:
 @dataclass
 class Scheduler:
     """Which samples the next forward draws for: drafts up to max_live, as far as there is memory: long paths
-    leave room for fewer lanes. Where samples outgrow it, the job that is last in order gives its lane up and
-    starts again later, to draw the same, as its random words are the same."""
+    leave room for fewer lanes, since all are as wide as the widest needs. Where samples outgrow it, the job
+    that is last in order gives its lane up and starts again later, to draw the same, as its random words are
+    the same."""
     cache: Cache
     max_live: int
     max_tokens: int
@@ -1207,14 +1214,20 @@ class Ending:
 
     def step_ends(self, draft):
         """Add the newest token to the text of `draft`; whether it completes the step's end after other text,
-        alone (".\\n\\n") or with tokens before it ("\\n", "\\n"). Blanks, or an end, that a step begins with do
+        alone (".\\n\\n") or with tokens before it ("\\n", "\\n"). Blanks, and ends, that a step begins with do
         not count."""
-        token = self.texts[draft.newest]
-        draft.text = draft.text + token if draft.text else token.lstrip()
-        step_end = self.engine.format.step_end
-        unseen = len(draft.text) - len(token) - len(step_end) + 1       # where an end not yet seen may begin
-        unseen = max(1, unseen)                                         # not where the text begins
-        return step_end in draft.text[unseen:]
+        format = self.engine.format
+        step_end = format.step_end
+        seen = draft.text.rstrip("\ufffd")                              # without half a character
+        text = draft.text + self.texts[draft.newest]
+        if not step_end.isascii():                                      # a character may be several tokens
+            said = draft.job.said if format.step_tokens else []
+            text = self.text_of(said + draft.tokens)
+        while text != draft.text:
+            draft.text = text
+            text = text.lstrip().removeprefix(step_end)
+        unseen = len(seen) - len(step_end) + 1                          # where an end not yet seen may begin
+        return step_end in draft.text[max(0, unseen):]
 
     def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
@@ -1244,11 +1257,12 @@ class Ending:
 
 @functools.lru_cache(maxsize=2)
 def vocabulary_texts(tokenizer, known, size):
-    """The text of each of `size` logits' tokens; "" beyond the `known` tokens, len(tokenizer), which is asked
-    for since a tokenizer may grow."""
-    ids = [[i] for i in range(min(known, size))]
-    texts = tokenizer.batch_decode(ids, **PLAIN)
-    return texts + [""] * (size - len(texts))
+    """The text of each of `size` logits' tokens, after other text: some tokenizers drop the space with which a
+    text begins. "" beyond the `known` tokens, len(tokenizer), which is asked for since a tokenizer may grow."""
+    other = tokenizer.encode("a", add_special_tokens=False)
+    skipped = len(tokenizer.decode(other, **PLAIN))
+    texts = tokenizer.batch_decode([[*other, i] for i in range(min(known, size))], **PLAIN)
+    return [text[skipped:] for text in texts] + [""] * (size - len(texts))
 
 
 def eos_tokens(model, tokenizer):
@@ -1405,7 +1419,7 @@ def take_memory(engine, context):
     column_bytes = dtype.itemsize * sum(heads * size for heads, size in chain(*layers))
     parts = -(-engine.siblings // engine.SHARE)                     # lanes of a job
     siblings = -(-engine.siblings // parts)
-    # In spare lanes further jobs take the place of samples that finish; whole responses take too much.
+    # In spare lanes further jobs take the place of samples that finish; whole responses need the columns.
     spare = 0 if engine.whole else engine.slots // 2
     lanes = parts * (engine.slots + spare)
     budget = engine.kv_budget
@@ -1569,10 +1583,11 @@ def check_search(settings):
 
 
 def check_engine(engine, model, tokenizer):
-    """Raise InputError unless the engine draws steps with them."""
-    if engine.model is not model or engine.tokenizer is not tokenizer or engine.whole:
-        raise InputError("this engine draws for another model, or whole responses: give one that draws steps, "
-                         "made with the same model and tokenizer")
+    """Raise InputError unless the engine draws steps with them, by the policy itself."""
+    is_theirs = engine.model is model and engine.tokenizer is tokenizer
+    if not is_theirs or engine.whole or engine.temperature != 1:
+        raise InputError("this engine draws for another model, whole responses, or not at temperature 1: give "
+                         "one that draws steps, made with the same model and tokenizer")
 
 
 def serve(engine, asked, client, drawn=ignore):
@@ -1734,8 +1749,7 @@ def picture(tree, width=110, i=0, indent=""):
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
         yield from picture(tree, width, j, indent + deeper)
-    unvisited = sum(node.visits == 0 for node in tree.nodes)
-    if i == 0 and unvisited:
+    if i == 0 and (unvisited := sum(node.visits == 0 for node in tree.nodes[1:])):
         yield f"(unvisited steps left out: {unvisited})"
 
 
@@ -1822,7 +1836,7 @@ def explain(found):
     text = (f"of {found['trees']} questions {found['with right']} have a correct solution, "
             f"{found['with wrong']} a valid wrong one, {found['mixed']} both; endings: {kinds}; "
             f"{found['tokens_per_step']:.0f} tokens a step")
-    if found["trees"] and shares["right"] + shares["wrong"] < 0.5:
+    if sum(shares.values()) > 0 and shares["right"] + shares["wrong"] < 0.5:
         worst = max(REMEDY, key=shares.get)
         text += f"; most endings are failures of form, which are no training paths: {REMEDY[worst]}"
     return text
@@ -1874,11 +1888,12 @@ def search_file(args):
         raise InputError(f"--out is --data, {args.out}: choose another file for the trees")
     problems = tasks.load_problems(args.data, split="train")[:args.limit]
     with open_lines(args.out) as out:
-        left = not_searched(problems[rank::world], args.out, settings)
+        left = not_searched(problems[rank::world], args.out, settings | {"model": args.model})
         model, tokenizer = load_model(args.model, args.device, args.dtype)
         total = len(left) * args.iterations
         with tasks.progress("search", total, "iteration", disable=rank > 0) as bar:
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
+                tree.config["model"] = args.model
                 write_line(out, tree.record())
     found = explain(describe(read_trees(args.out)))
     print(f"{args.out}: {len(left)} questions searched now; {found}", file=sys.stderr)
@@ -1890,7 +1905,7 @@ def not_searched(problems, path, settings):
     for tree in read_trees(path):
         there[tree.question] += 1
         for name in settings.keys() & tree.config.keys():
-            if settings[name] != tree.config[name]:
+            if tasks.resolved(settings[name]) != tasks.resolved(tree.config[name]):
                 raise InputError(f"{path} holds trees of {name} {tree.config[name]}, not {settings[name]}: "
                                  "choose another --out")
 

@@ -23,8 +23,11 @@ from itertools import chain, repeat
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from pytest import approx as about
+from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 import tiny
@@ -135,7 +138,7 @@ def test_the_tokenizer_merges_blank_lines(tok):
 @pytest.mark.parametrize("step_end", ["\n\n", "\n", ". ", "So"])
 def test_step_ends_against_plain_text(lm, tok, step_end):
     """Fed token by token, the texts of single tokens must find the end that decoding the text so far finds.
-    An end that a step begins with, as "So" may, is none."""
+    Ends that a step begins with, as "So" may, are none."""
     format = Format(step_end=step_end)
     ending = mcts.Engine(lm, tok, slots=1, siblings=1, max_tokens=99, format=format).ending
     size = len(tok) + tiny.SPARE
@@ -149,9 +152,10 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     rows = [row(share) for share in (0.1, 0.3, 0.6, 0.9) for _ in range(250)]
 
     def end_of(tokens):                         # the rule: the first prefix that holds it after some text
+        opening = re.compile(rf"(?:\s|{re.escape(step_end)})*")
         for n in range(1, len(tokens) + 1):
             text = tok.decode(tokens[:n], **mcts.PLAIN)
-            if step_end in text.lstrip()[1:]:
+            if step_end in text[opening.match(text).end():]:
                 return n
         return None
 
@@ -265,6 +269,9 @@ def test_ends(tok, written, step, response, script, whole):
     ("answer", "So 7.\n\n", dict(said='I end with "Final Answer:".\n\nFinal Answer: ')),
     # A step's end that is not blank is none at the start, where the step before has left it.
     ("step", "Step 1. Add. Step", dict(format=Format(step_end="Step"))),
+    ("step", "###\n ### Add.###", dict(format=Format(step_end="###"))),
+    ("step", "。Add 3。", dict(format=Format(step_end="。"))),          # of three tokens
+    ("answer", "Final Answer: <\n\n", {}),
     ("answer", "Step 2. Final Answer: 7 Step", dict(format=Format(step_end="Step")))])
 def test_ends_in_longer_texts(written, end, text, settings):
     sample = written([text], limit=60, **settings)
@@ -1045,11 +1052,21 @@ def test_an_engine_serves_one_search_at_a_time(lm, tok, trees):
     assert not list(last), "nothing was left to do"
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_engine_made_for_something_else(whole, lm, tok):
-    engine = mcts.Engine(lm, tok, siblings=3, max_tokens=12, whole=whole)
-    with pytest.raises(InputError, match="draws for another model, or whole responses"):
-        mcts.search(lm if whole else tiny.model(), tok, PROBLEMS, reward, engine=engine)
+@pytest.mark.parametrize("how", [{"whole": True}, {"temperature": 0.5}, {}], ids=str)
+def test_an_engine_made_for_something_else(how, lm, tok):
+    engine = mcts.Engine(lm, tok, siblings=3, max_tokens=12, **how)
+    with pytest.raises(InputError, match="draws for another model, whole responses, or not at temperature 1"):
+        mcts.search(lm if how else tiny.model(), tok, PROBLEMS, reward, engine=engine)
+
+
+def test_the_text_of_a_token_keeps_its_space():
+    """Some decoders drop that of the first."""
+    words = models.WordLevel({"<unk>": 0, "\u2581a": 1, "\u2581b": 2, "b": 3}, unk_token="<unk>")
+    core = tokenizers.Tokenizer(words)
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+    assert mcts.vocabulary_texts(tokenizer, 4, 6)[2:] == [" b", "b", "", ""]
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -1636,7 +1653,7 @@ def test_show_and_html(folder, tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------------- loading a model, or saying why not
 
 
-@pytest.mark.parametrize("device", map(torch.device, ["cpu", "meta"]), ids=str)
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")], ids=str)
 def test_a_model_without_generation_config(device, folder, tmp_path):
     shutil.copytree(folder / "model", tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").unlink()

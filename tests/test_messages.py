@@ -438,6 +438,12 @@ def test_a_full_disk(script, place, more, words, files, out):
     assert told.startswith(f"{script}.py: cannot write ") and words in told and "free some space" in told
 
 
+def test_a_full_disk_in_the_words_of_torch():
+    with pytest.raises(tasks.InputError, match="cannot write a state .* free some space"):
+        with tasks.told("write a state", errors=RuntimeError):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
 @pytest.mark.parametrize("script, more", [
     ("mcts", "- --show TREES"), ("mcts", "- --html TREES"), ("eval", "")])
