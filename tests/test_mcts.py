@@ -1618,11 +1618,13 @@ def test_the_command_goes_on(folder, tmp_path, monkeypatch, capsys):
     command(monkeypatch, *flags(folder, out))
     assert questions(out) == sorted(ASKED)
     assert out.read_text().startswith(whole)
-    command(monkeypatch, *flags(folder, out))
+    command(monkeypatch, *flags(folder, out, "--model", f"{folder}/../{folder.name}/model/"))
     assert questions(out) == sorted(ASKED)
     assert "0 questions searched now; of 4 questions" in capsys.readouterr().err
     with pytest.raises(InputError, match="trees of iterations 3, not 5: choose another --out"):
         command(monkeypatch, *flags(folder, out, "--iterations", 5))
+    with pytest.raises(InputError, match="trees of model .*, not other: choose another --out"):
+        command(monkeypatch, *flags(folder, out, "--model", "other"))
 
 
 def test_each_rank_has_its_share_and_file(folder, tmp_path, monkeypatch):
