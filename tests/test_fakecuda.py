@@ -123,7 +123,7 @@ def check_waits(steps):
 
 def search(model):
     settings = dict(iterations=3, breadth=3, depth=3, max_step_tokens=8, slots=3, kv_budget=150_000)
-    trees = mcts.search(model, tiny.tokenizer(), PROBLEMS, tasks.reward, **settings)
+    trees = mcts.search(model, tiny.tokenizer(), PROBLEMS[:4], tasks.reward, **settings)
     return sorted(tree.to_json() for tree in trees)
 
 
@@ -154,12 +154,12 @@ def inputs(tmp_path_factory):
     tiny.tokenizer().save_pretrained(folder / "model")
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
-    settings = dict(iterations=10, breadth=4, depth=4, max_step_tokens=12)
+    settings = dict(iterations=8, breadth=4, depth=4, max_step_tokens=12)
 
     def reward(text, answer):                                       # a random model is right by luck only
         return 1 if len(text) % 2 else -1
 
-    trees = mcts.search(model, tiny.tokenizer(), PROBLEMS, reward, **settings)
+    trees = mcts.search(model, tiny.tokenizer(), PROBLEMS[:3], reward, **settings)
     (folder / "trees.jsonl").write_text("".join(tree.to_json() + "\n" for tree in trees))
     return folder
 
@@ -238,7 +238,8 @@ def test_a_run_of_two_rounds_is_the_same(inputs, tmp_path, monkeypatch):
     data = inputs / "data.jsonl"
     arguments(monkeypatch, inputs, "--data", data, "--eval-data", data, "--no-bootstrap", "--rounds", 2,
               "--epochs", 1, "--questions-per-round", 2, "--iterations", 5, "--breadth", 3, "--depth", 3,
-              "--max-step-tokens", 8, "--max-new-tokens", 8, "--trials", 1, "--keep-unsolved", "--out", "")
+              "--max-step-tokens", 6, "--eval-limit", 2, "--max-new-tokens", 4, "--trials", 1,
+              "--keep-unsolved", "--out", "")
     expected = run(tmp_path / "cpu")
     monkeypatch.setattr(mcts, "load_model", load_apart)
     monkeypatch.setattr(dvo, "start_ranks", lambda device, dtype: fakecuda.GPU)
