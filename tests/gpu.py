@@ -216,7 +216,8 @@ def learned(model, tree, objective, of_rows=False):
     example.reference = example.reference + 0.2
     loss = dvo.objective_loss(objective, example, logprobs, example.value).mean()
     gradient = torch.autograd.grad(loss, [*model.parameters()])
-    return torch.cat([loss.view(1), *(part.flatten() for part in gradient)]).cpu().double()
+    parts = [part.flatten() for part in gradient]
+    return torch.cat([loss.view(1), *parts]).cpu().double()
 
 
 def objectives(card):
@@ -227,7 +228,8 @@ def objectives(card):
     def teaches_all(tree):
         return all(dvo.make_example(tree, keep_unsolved=True, choose=c) for c in dvo.OBJECTIVES.values())
 
-    tree = max(filter(teaches_all, search(card, cpu, slots=4)), key=lambda tree: tree.nodes[0].visits)
+    trees = filter(teaches_all, search(card, cpu, slots=4))
+    tree = max(trees, key=lambda tree: tree.nodes[0].visits)
     worst = Counter()
     models = {dtype: copy.deepcopy(cpu).to(card.device, dtype) for dtype in tolerance}
     for objective in dvo.OBJECTIVES:
@@ -235,7 +237,8 @@ def objectives(card):
         for dtype, most in tolerance.items():
             model = models[dtype]
             for of_rows in (False, True) if dtype == torch.float64 else (False,):
-                distance = (learned(model, tree, objective, of_rows) - expected).norm() / expected.norm()
+                found = learned(model, tree, objective, of_rows)
+                distance = (found - expected).norm() / expected.norm()
                 need(distance <= most, f"{objective} in {dtype}, rows {of_rows}: off by {distance:.1e}")
                 worst[f"off in {dtype}"] = max(worst[f"off in {dtype}"], distance.item())
     return worst
@@ -256,7 +259,8 @@ def unlikely_rows(card):
         seen = torch.ones(1, T, T, dtype=torch.bool, device=device).tril()
         attention = mcts.tree_attention(seen, torch.arange(T, device=device)[None])
         out = attention(0, None, *mine, scaling=0.125)
-        return torch.cat([x.flatten().cpu().double() for x in torch.autograd.grad(out.square().sum(), mine)])
+        parts = torch.autograd.grad(out.square().sum(), mine)
+        return torch.cat([part.flatten().cpu().double() for part in parts])
 
     score = (q[0, 0] @ k[0, 0].T).max() * 0.125
     need(score < -88.7, f"the rows are too likely: {score}")
@@ -294,7 +298,10 @@ def kernels_in(card, dtype):
     model, tokenizer = card.build(layers=2, dtype=dtype)
     engine = mcts.Engine(model, tokenizer, slots=2, siblings=5, max_tokens=8, kv_budget=card.kv_budget)
     engine.cache.resize(256, {})
-    table = np.array([[5] * 10, [0] * 5 + [1] * 5, [*range(5)] * 2, [40] * 10, [0] * 10])
+    tokens = [5] * 10
+    lanes = [0] * 5 + [1] * 5
+    siblings = [*range(5)] * 2
+    table = np.array([tokens, lanes, siblings, [40] * 10, [0] * 10])
     long = random_tree(card, seed=0)
     policy = dvo.Policy(model)
 
@@ -357,7 +364,8 @@ def losses(folder):
 
 
 def same_losses(found, expected):
-    return found.keys() == expected.keys() and np.allclose([*found.values()], [*expected.values()], rtol=1e-6)
+    numbers = [*found.values()], [*expected.values()]
+    return found.keys() == expected.keys() and np.allclose(*numbers, rtol=1e-6)
 
 
 def one_rank_runs(card):
@@ -579,7 +587,8 @@ def random_tree(card, seed):
         parents = sorted(level * 2) if depth <= 3 else level
         level = [tree.add(mcts.Node(parent, some(card.step_tokens), visits=1)) for parent in parents]
     for n, i in enumerate(level):
-        tree.nodes[i].reward, tree.nodes[i].terminal = (-1) ** n, True
+        tree.nodes[i].reward = (-1) ** n
+        tree.nodes[i].terminal = True
     return tree
 
 

@@ -78,7 +78,10 @@ def by_question(trees):
 
 
 def grown(lm, tok, problems=PROBLEMS, **settings):
-    return by_question(searching(lm, tok, problems, **settings))
+    """The trees by question, of which there is one at least."""
+    found = by_question(searching(lm, tok, problems, **settings))
+    assert found
+    return found
 
 
 def steps(tree):
@@ -145,11 +148,11 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     text = [tok.decode([i], skip_special_tokens=True) for i in range(size)]     # "" beyond the tokenizer
     likely = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
     rng = random.Random(0)
-
-    def row(share):
-        """14 tokens, a share of which may belong to an end."""
-        return [rng.choice(likely) if rng.random() < share else rng.randrange(size) for _ in range(14)]
-    rows = [row(share) for share in (0.1, 0.3, 0.6, 0.9) for _ in range(250)]
+    rows = []                                   # of 14 tokens, a share of which may belong to an end
+    for share in (0.1, 0.3, 0.6, 0.9):
+        for _ in range(250):
+            are_likely = [rng.random() < share for _ in range(14)]
+            rows.append([rng.choice(likely) if is_likely else rng.randrange(size) for is_likely in are_likely])
 
     def end_of(tokens):                         # the rule: the first prefix that holds it after some text
         opening = re.compile(rf"(?:\s|{re.escape(step_end)})*")
@@ -171,7 +174,11 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     assert None in ends and len(set(ends)) > 8, "too few different ends"
 
 
-@pytest.mark.parametrize("declared, expected", [([0, 1], {0, 1}), (1, {0, 1}), (None, {0}), (0, {0})])
+@pytest.mark.parametrize("declared, expected", [
+    ([0, 1], {0, 1}),
+    (1, {0, 1}),
+    (None, {0}),
+    (0, {0})])
 def test_eos_ids(tok, declared, expected):
     """Every EOS of the generation config counts, and the tokenizer's."""
     lm = tiny.model()
@@ -546,7 +553,11 @@ def test_identities(source, trees):
             check_node(tree, i)
         everything += tree.nodes
     kinds = {(node.terminal, node.reward, node.valid) for node in everything}
-    assert kinds == {(False, 0, True), (True, 1, True), (True, -1, True), (True, -1, False)}
+    assert kinds == {
+        (False, 0, True),
+        (True, 1, True),
+        (True, -1, True),
+        (True, -1, False)}
     assert any(-1 < node.value < 1 and node.visits for node in everything)
 
 
@@ -813,9 +824,10 @@ def test_prompts_as_text_or_tokens(lm, tok):
 def test_a_prompt_given_again_draws_other_samples(lm, tok):
     """The first draws what it would alone, the second is independent of it, and both are reproducible."""
     settings = dict(n=3, max_new_tokens=12)
-    first, other, second = drawn(lm, tok, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], **settings)
-    assert [first, other] == drawn(lm, tok, PROMPTS[:2], **settings)
-    assert [first, second] == drawn(lm, tok, [PROMPTS[0]] * 2, **settings)
+    one, two = PROMPTS[:2]
+    first, other, second = drawn(lm, tok, [one, two, one], **settings)
+    assert [first, other] == drawn(lm, tok, [one, two], **settings)
+    assert [first, second] == drawn(lm, tok, [one, one], **settings)
     assert not any(tokens in first for tokens in second)
 
 
@@ -868,10 +880,12 @@ def test_draws_of_neighbours_are_independent(axis):
 def test_a_key_does_not_depend_on_the_limit():
     """A longer step limit, or another batch, draws the same tokens."""
     key = mcts.hash_tokens(bytes(8), [1, 2, 3])
-    short, long = mcts.random_words(key, 5, 3), mcts.random_words(key, 9, 3)
+    short = mcts.random_words(key, 5, 3)
+    long = mcts.random_words(key, 9, 3)
     assert np.array_equal(short, long[:, :5])
-    others = [mcts.hash_tokens(bytes(8), tokens) for tokens in ([1, 2], [2, 1])]
-    assert len({key, *others}) == 3
+    shorter = mcts.hash_tokens(bytes(8), [1, 2])
+    swapped = mcts.hash_tokens(bytes(8), [2, 1])
+    assert len({key, shorter, swapped}) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -1095,7 +1109,10 @@ def test_a_wrapped_model(lm, tok, trees):
     assert are_equal(grown(Wrapper(lm), tok, PROBLEMS[:3]), trees)
 
 
-@pytest.mark.parametrize("kind, settings", [("llama", {}), ("mistral", dict(sliding_window=4)), ("gpt2", {})])
+@pytest.mark.parametrize("kind, settings", [
+    ("llama", {}),
+    ("mistral", dict(sliding_window=4)),
+    ("gpt2", {})])
 def test_our_attention_under_activation_checkpointing(kind, settings):
     """The backward pass runs the layers again when the call has returned: with our attention, not its own."""
     lm = tiny.model(kind, torch.float64, **settings)

@@ -76,8 +76,7 @@ def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     tiny.save(folder / "model")
     tiny.save(folder / "other", seed=1)
-    lines = [tree.to_json() + "\n" for tree in search(tiny.model())]
-    (folder / "trees.jsonl").write_text("".join(lines))
+    tiny.write_trees(folder / "trees.jsonl", search(tiny.model()))
     return folder
 
 

@@ -126,6 +126,7 @@ class Outcome:
 
     def expect_about(self, other, error):
         """Equal in trees and accuracy, and but for an error in losses and weights."""
+        assert self.weights
         assert self.structure() == other.structure()
         assert self.accuracy == other.accuracy
         assert self.losses == about(other.losses, rel=error)
@@ -135,6 +136,7 @@ class Outcome:
 
     def expect_equal(self, other):
         """To the last digit: one process, float64."""
+        assert self.weights
         assert self.trees == other.trees
         assert self.losses == other.losses
         assert self.accuracy == other.accuracy
@@ -200,8 +202,7 @@ def given(tmp_path_factory, inputs):
     solvable = ["Add 3 to 4." + " So double it." * n for n in (1, 2, 4, 12, 40)]
     trees = tiny.search(tiny.model(), solvable, **settings)
     trees += tiny.search(tiny.model(), ["Add 3 to 4."], answer="none", **settings)
-    lines = [tree.to_json() + "\n" for tree in trees]
-    (folder / "trees.jsonl").write_text("".join(lines))
+    tiny.write_trees(folder / "trees.jsonl", trees)
     return [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4, "--epochs", 2,
             "--questions-per-step", 3, "--micro-tokens", 300]
 
@@ -364,10 +365,11 @@ def last_line(text):
 def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     """Writing fails within a file of trees, then within a state: one sentence each; the run goes on later."""
     run = tmp_path / "run"
-    for limit in 3_000, 20_000:                                     # bytes that a file may have
+    for limit, file in (3_000, "trees.rank0.jsonl"), (20_000, "state"):     # bytes that a file may have
         done = launch(0, *inputs, *SETTINGS, "--out", run, largest_file=limit)
         done.communicate(timeout=LIMIT)
         assert done.returncode == 2, done.stderr[-2000:]
+        assert file in last_line(done.stderr)
         assert "goes on" in last_line(done.stderr)
         assert "Traceback" not in done.stderr
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
