@@ -93,7 +93,8 @@ class Card:
     @functools.cached_property
     def rates(self):
         """Bytes/s of copying and FLOP/s of multiplying matrices, as measured here."""
-        return bench.roofline(self.device, self.dtype)
+        size = 2**20 if self.shape == "tiny" else None              # where nobody asks how fast it is
+        return bench.roofline(self.device, self.dtype, size)
 
     def only_gpu(self, what):
         if not self.is_gpu:
