@@ -144,9 +144,21 @@ def test_the_rate_of_the_critic_changes_the_weights_of_the_policy(critic, traine
     assert not torch.equal(slow, fast)
 
 
-@pytest.mark.parametrize("flags", [["--micro-tokens", 64], ["--activation-checkpointing"]], ids=str)
-def test_a_flag_that_saves_memory_changes_nothing(flags, trained, usual):
+@pytest.mark.parametrize("flags, function, given", [
+    (["--micro-tokens", 64], "micro_batches", (64,)),
+    (["--activation-checkpointing"], "recompute_blocks", ())])
+def test_a_flag_that_saves_memory_changes_no_weight(flags, function, given, trained, usual, monkeypatch):
+    """Though it is obeyed: `function` is called with it."""
+    own = getattr(dvo, function)
+    seen = set()
+
+    def noted(first, *others):
+        seen.add(others[:1])
+        return own(first, *others)
+
+    monkeypatch.setattr(dvo, function, noted)
     _, weights, _ = trained(*flags)
+    assert seen == {given}
     assert torch.allclose(weights, usual, atol=1e-6)
 
 
