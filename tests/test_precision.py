@@ -144,10 +144,10 @@ def test_the_rate_of_the_critic_changes_the_weights_of_the_policy(critic, traine
     assert not torch.equal(slow, fast)
 
 
-@pytest.mark.parametrize("flags, function, given", [
+@pytest.mark.parametrize("flags, function, argument", [
     (["--micro-tokens", 64], "micro_batches", (64,)),
     (["--activation-checkpointing"], "recompute_blocks", ())])
-def test_a_flag_that_saves_memory_changes_no_weight(flags, function, given, trained, usual, monkeypatch):
+def test_a_flag_that_saves_memory_changes_no_weight(flags, function, argument, trained, usual, monkeypatch):
     """Though it is obeyed: `function` is called with it."""
     own = getattr(dvo, function)
     seen = set()
@@ -158,7 +158,7 @@ def test_a_flag_that_saves_memory_changes_no_weight(flags, function, given, trai
 
     monkeypatch.setattr(dvo, function, noted)
     _, weights, _ = trained(*flags)
-    assert seen == {given}
+    assert seen == {argument}
     assert torch.allclose(weights, usual, atol=1e-6)
 
 
