@@ -365,7 +365,7 @@ def last_line(text):
 def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     """Writing fails within a file of trees, then within a state: one sentence each; the run goes on later."""
     run = tmp_path / "run"
-    for limit, file in (3_000, "trees.rank0.jsonl"), (20_000, "state"):     # bytes that a file may have
+    for limit, file in (3_000, "trees.rank0.jsonl"), (200_000, "state"):    # bytes that a file may have
         done = launch(0, *inputs, *SETTINGS, "--out", run, largest_file=limit)
         done.communicate(timeout=LIMIT)
         assert done.returncode == 2, done.stderr[-2000:]
