@@ -267,7 +267,8 @@ def best_rate(device, amount, work, tries=6):
 
 
 def roofline(device, dtype, size=None):
-    """Measured bytes/s of copying `size` bytes, more than a cache holds, and FLOP/s of multiplying matrices."""
+    """Measured bytes/s of copying `size` bytes, by default more than a cache holds, and FLOP/s of multiplying
+    matrices."""
     is_gpu = device.type == "cuda"
     size = size or 2**(31 if is_gpu else 28)
     n = 8192 if is_gpu else 512

@@ -373,7 +373,9 @@ def one_rank_runs(card):
     """Every way to hold the weights gives the same training, a killed run goes on, and its model loads."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        names = list(VARIANTS) if card.is_gpu else ["plain", "offload", "both"]     # of others see test_ranks.py
+        names = list(VARIANTS)
+        if not card.is_gpu:
+            names = ["plain", "offload", "both"]                    # the others on a CPU: test_ranks.py
         runs = {name: start_run(card, folder, name, *VARIANTS[name]) for name in names}
         for name, process in runs.items():
             end_run(process)

@@ -103,7 +103,7 @@ def run(arguments, environment, output, cwd, before):
     for number, name in (1, "out"), (2, "err"):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY), number)
     speak("utf-8")
-    tqdm.tqdm.set_lock(threading.RLock())                           # its own is a semaphore, which a kill leaves
+    tqdm.tqdm.set_lock(threading.RLock())                           # a kill would leave its semaphore
     signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background job ignores Ctrl-C
     faulthandler.enable(file=2)                                     # SIGABRT shows the stack
     os.environ.update(environment)

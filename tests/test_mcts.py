@@ -151,8 +151,8 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     rows = []                                   # of 14 tokens, a share of which may belong to an end
     for share in (0.1, 0.3, 0.6, 0.9):
         for _ in range(250):
-            are_likely = [rng.random() < share for _ in range(14)]
-            rows.append([rng.choice(likely) if is_likely else rng.randrange(size) for is_likely in are_likely])
+            kinds = [likely if rng.random() < share else range(size) for _ in range(14)]
+            rows.append([rng.choice(kind) for kind in kinds])
 
     def end_of(tokens):                         # the rule: the first prefix that holds it after some text
         opening = re.compile(rf"(?:\s|{re.escape(step_end)})*")

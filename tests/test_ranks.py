@@ -229,8 +229,8 @@ SHAPED_TEMPLATE = ("{% for m in messages %}<|turn|>{{ m.role + '\n\n' + m.conten
 
 
 def start_shaped():
-    """torchrun and its folder. The model is Llama-3-8B but for depth and width, random: 128,256 entries, grouped
-    keys, two EOS, a chat template, bfloat16."""
+    """torchrun and its folder. The model is Llama-3-8B but for depth and width, random: 128,256 entries,
+    grouped keys, two EOS, a chat template, bfloat16."""
     home = tempfile.TemporaryDirectory()
     folder = Path(home.name)
     tokenizer = tiny.tokenizer()
@@ -245,9 +245,9 @@ def start_shaped():
                  "--dtype", "bfloat16", "--bootstrap-samples", 6, "--rounds", 1, "--iterations", 8,
                  "--max-step-tokens", 12, "--max-new-tokens", 16, "--trials", 1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, ROOT / "dvo.py", *map(str, arguments)]
     with open(folder / "said", "w") as said:
-        process = subprocess.Popen([*torchrun, ROOT / "dvo.py", *map(str, arguments)], stdout=said, stderr=said)
-    return process, home
+        return subprocess.Popen(command, stdout=said, stderr=said), home
 
 
 @starts_early(start_shaped)
