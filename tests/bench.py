@@ -266,11 +266,12 @@ def best_rate(device, amount, work, tries=6):
     return max(rates)
 
 
-def roofline(device, dtype):
-    """Measured bytes/s of copying and FLOP/s of multiplying matrices."""
+def roofline(device, dtype, size=None):
+    """Measured bytes/s of copying `size` bytes, by default more than a cache holds, and FLOP/s of multiplying
+    matrices."""
     is_gpu = device.type == "cuda"
-    size = 2**31 if is_gpu else 2**28
-    n = 8192 if is_gpu else 1024
+    size = size or 2**(31 if is_gpu else 28)
+    n = 8192 if is_gpu else 512
     x = torch.ones(size // dtype.itemsize, dtype=dtype, device=device)
     y = torch.empty_like(x)
     matrix = torch.randn(n, n, device=device).to(dtype)

@@ -14,8 +14,11 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 forks = multiprocessing.get_context("forkserver")
@@ -100,6 +103,7 @@ def run(arguments, environment, output, cwd, before):
     for number, name in (1, "out"), (2, "err"):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY), number)
     speak("utf-8")
+    tqdm.tqdm.set_lock(threading.RLock())                           # a kill would leave its semaphore
     signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background job ignores Ctrl-C
     faulthandler.enable(file=2)                                     # SIGABRT shows the stack
     os.environ.update(environment)

@@ -43,7 +43,7 @@ QUESTIONS = ["Add",                                                 # a prompt o
              LONGEST]
 PROBLEMS = [dict(question=question, answer="7") for question in QUESTIONS]
 BARE = Format(instruction="")                                       # the prompt is the question
-SETTINGS = dict(iterations=25, breadth=3, depth=5, max_step_tokens=12, format=BARE)
+SETTINGS = dict(iterations=15, breadth=3, depth=5, max_step_tokens=12, format=BARE)
 EOS = {0, 1}                                                        # tiny.END and tiny.TURN
 
 
@@ -78,7 +78,10 @@ def by_question(trees):
 
 
 def grown(lm, tok, problems=PROBLEMS, **settings):
-    return by_question(searching(lm, tok, problems, **settings))
+    """The trees by question, of which there is one at least."""
+    found = by_question(searching(lm, tok, problems, **settings))
+    assert found
+    return found
 
 
 def steps(tree):
@@ -93,7 +96,7 @@ def are_equal(found, expected):
 def ready_engine(lm, tok):
     """An engine for SETTINGS, and the rest of them."""
     engine = mcts.Engine(lm, tok, slots=3, siblings=3, max_tokens=12, format=BARE)
-    return engine, dict(iterations=25, breadth=3, depth=5, engine=engine)
+    return engine, dict(iterations=15, breadth=3, depth=5, engine=engine)
 
 
 def drawn(lm, tok, prompts, **settings):
@@ -145,11 +148,11 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     text = [tok.decode([i], skip_special_tokens=True) for i in range(size)]     # "" beyond the tokenizer
     likely = [i for i in range(size) if step_end[0] in text[i] or not text[i].strip()]
     rng = random.Random(0)
-
-    def row(share):
-        """14 tokens, a share of which may belong to an end."""
-        return [rng.choice(likely) if rng.random() < share else rng.randrange(size) for _ in range(14)]
-    rows = [row(share) for share in (0.1, 0.3, 0.6, 0.9) for _ in range(250)]
+    rows = []                                   # of 14 tokens, a share of which may belong to an end
+    for share in (0.1, 0.3, 0.6, 0.9):
+        for _ in range(250):
+            kinds = [likely if rng.random() < share else range(size) for _ in range(14)]
+            rows.append([rng.choice(kind) for kind in kinds])
 
     def end_of(tokens):                         # the rule: the first prefix that holds it after some text
         opening = re.compile(rf"(?:\s|{re.escape(step_end)})*")
@@ -171,7 +174,11 @@ def test_step_ends_against_plain_text(lm, tok, step_end):
     assert None in ends and len(set(ends)) > 8, "too few different ends"
 
 
-@pytest.mark.parametrize("declared, expected", [([0, 1], {0, 1}), (1, {0, 1}), (None, {0}), (0, {0})])
+@pytest.mark.parametrize("declared, expected", [
+    ([0, 1], {0, 1}),
+    (1, {0, 1}),
+    (None, {0}),
+    (0, {0})])
 def test_eos_ids(tok, declared, expected):
     """Every EOS of the generation config counts, and the tokenizer's."""
     lm = tiny.model()
@@ -546,27 +553,29 @@ def test_identities(source, trees):
             check_node(tree, i)
         everything += tree.nodes
     kinds = {(node.terminal, node.reward, node.valid) for node in everything}
-    assert kinds == {(False, 0, True), (True, 1, True), (True, -1, True), (True, -1, False)}
+    assert kinds == {
+        (False, 0, True),
+        (True, 1, True),
+        (True, -1, True),
+        (True, -1, False)}
     assert any(-1 < node.value < 1 and node.visits for node in everything)
 
 
 # ---------------------------------------------------------------- the engine: the numbers of the bare model
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
-def test_stored_logprobs_are_those_of_the_bare_model(kind, tok):
-    """In float32, for every node of every tree; prompts of very different lengths share the batch. A larger
-    difference means a wrong key, value or position. (Other architectures: test_models.py.)"""
-    lm = tiny.model(kind, torch.float32)
+def test_stored_logprobs_are_those_of_the_bare_model(lm, trees):
+    """For every node of every tree; prompts of very different lengths share the batch. A larger difference
+    means a wrong key, value or position. (Other architectures: test_models.py; types: test_precision.py.)"""
     depths = []
     last = set()
-    for tree in grown(lm, tok, slots=3).values():
+    for tree in trees.values():
         for i in leaves(tree):
             logprobs = plain_logprobs(lm, tree.prompt, path_tokens(tree, i))
             for j in tree.path(i):
                 node = tree.nodes[j]
                 n = len(node.tokens)
-                assert sum(logprobs[:n]) == about(node.logprob, abs=1e-3)
+                assert sum(logprobs[:n]) == about(node.logprob, abs=1e-9)
                 logprobs = logprobs[n:]
                 depths.append(node.depth)
                 last.add(node.tokens[-1])
@@ -610,7 +619,7 @@ def test_how_the_work_is_cut_changes_no_tree(settings, lm, tok, trees, monkeypat
 def test_how_lanes_are_attended_to_changes_no_tree(call, lm, tok, trees, monkeypatch):
     """Each by itself, as wide as it is, by its live samples; or all in one call, padded to the widest."""
     monkeypatch.setattr(mcts.Cache, "CALL", call)
-    assert are_equal(grown(lm, tok), trees)
+    assert are_equal(grown(lm, tok, PROBLEMS[:3]), trees)
 
 
 def test_other_seed_other_trees(lm, tok, trees):
@@ -711,7 +720,7 @@ def test_lanes_move_without_a_loss():
 
 
 LONG = dict(question="Add 3 to 4. Then double it. " * 20, answer="7")           # twenty times the others
-SHORT = [dict(question=f"Add {i} to 4.", answer="7") for i in range(12)]
+SHORT = [dict(question=f"Add {i} to 4.", answer="7") for i in range(8)]
 COLUMN = 2 * 2 * 2 * 8 * 8                      # bytes: of layers, K and V, heads, their size, float64
 
 
@@ -720,7 +729,7 @@ def test_memory_is_bounded(lm, tok, engines, columns):
     """Live and stored, all the time, whatever the questions: a long one narrows the batch for a while."""
     budget = columns * COLUMN
     got = grown(lm, tok, SHORT + [LONG] + SHORT[:4], slots=4, kv_budget=budget)
-    assert len(got) == 13
+    assert len(got) == len(SHORT) + 1
     assert 0 < engines[0].bytes <= budget
     assert engines[0].store.stored == 0, "finished trees leave nothing behind"
     assert are_equal(grown(lm, tok, [LONG]), got)
@@ -815,9 +824,10 @@ def test_prompts_as_text_or_tokens(lm, tok):
 def test_a_prompt_given_again_draws_other_samples(lm, tok):
     """The first draws what it would alone, the second is independent of it, and both are reproducible."""
     settings = dict(n=3, max_new_tokens=12)
-    first, other, second = drawn(lm, tok, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], **settings)
-    assert [first, other] == drawn(lm, tok, PROMPTS[:2], **settings)
-    assert [first, second] == drawn(lm, tok, [PROMPTS[0]] * 2, **settings)
+    one, two = PROMPTS[:2]
+    first, other, second = drawn(lm, tok, [one, two, one], **settings)
+    assert [first, other] == drawn(lm, tok, [one, two], **settings)
+    assert [first, second] == drawn(lm, tok, [one, one], **settings)
     assert not any(tokens in first for tokens in second)
 
 
@@ -870,21 +880,23 @@ def test_draws_of_neighbours_are_independent(axis):
 def test_a_key_does_not_depend_on_the_limit():
     """A longer step limit, or another batch, draws the same tokens."""
     key = mcts.hash_tokens(bytes(8), [1, 2, 3])
-    short, long = mcts.random_words(key, 5, 3), mcts.random_words(key, 9, 3)
+    short = mcts.random_words(key, 5, 3)
+    long = mcts.random_words(key, 9, 3)
     assert np.array_equal(short, long[:, :5])
-    others = [mcts.hash_tokens(bytes(8), tokens) for tokens in ([1, 2], [2, 1])]
-    assert len({key, *others}) == 3
+    shorter = mcts.hash_tokens(bytes(8), [1, 2])
+    swapped = mcts.hash_tokens(bytes(8), [2, 1])
+    assert len({key, shorter, swapped}) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_first_tokens_follow_the_model(temperature, lm, tok):
-    """End to end: 4,000 samples of one token against the model's own distribution (rare tokens pooled)."""
+    """End to end: 2,000 samples of one token against the model's own distribution (rare tokens pooled)."""
     prompt = tok(QUESTIONS[1]).input_ids
-    (samples,) = drawn(lm, tok, [prompt], n=4000, temperature=temperature, max_new_tokens=1)
+    (samples,) = drawn(lm, tok, [prompt], n=2000, temperature=temperature, max_new_tokens=1)
     counts = torch.tensor(samples).flatten().bincount(minlength=lm.config.vocab_size).double()
     with torch.no_grad():
         logits = lm(torch.tensor([prompt])).logits[0, -1]
-    expected = 4000 * (logits / temperature).softmax(-1)
+    expected = 2000 * (logits / temperature).softmax(-1)
     common = expected > 10
     assert common.sum() > 5
 
@@ -945,7 +957,7 @@ def test_no_path_outgrows_the_context(tok):
     context = 20
     lm = tiny.model("llama", torch.float64, max_position_embeddings=context)
     full = 0
-    for seed in range(5):
+    for seed in range(3):
         for tree in grown(lm, tok, PROBLEMS[:3], depth=9, seed=seed).values():
             for i in leaves(tree):
                 size = len(tree.prompt) + len(path_tokens(tree, i))
@@ -997,13 +1009,14 @@ def test_a_model_may_be_trained_after_the_last_tree_and_between_batches(tok):
 def test_a_ready_engine_forgets_what_other_weights_have_computed(tok):
     lm = tiny.model("llama", torch.float64)
     engine, settings = ready_engine(lm, tok)
-    before = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
-    assert before.keys() == {*QUESTIONS}
+    few = PROBLEMS[:3]
+    before = by_question(mcts.search(lm, tok, few, reward, **settings))
+    assert len(before) == 3
     lm.lm_head.weight.data.mul_(0.5)
     for layer in lm.model.layers:
         layer.self_attn.k_proj.weight.data.mul_(1.5)
-    after = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
-    assert are_equal(after, grown(lm, tok))
+    after = by_question(mcts.search(lm, tok, few, reward, **settings))
+    assert are_equal(after, grown(lm, tok, few))
     assert not are_equal(before, after)
 
 
@@ -1013,20 +1026,20 @@ def test_threads_share_a_model(tok, trees):
     found = []
 
     def work(slots):
-        found.append(grown(lm, tok, slots=slots))
+        found.append(grown(lm, tok, PROBLEMS[:3], slots=slots))
     threads = [threading.Thread(target=work, args=(slots,)) for slots in (1, 2, 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 3
-    assert all(are_equal(one, trees) and len(one) == len(trees) for one in found)
+    assert all(are_equal(one, trees) and len(one) == 3 for one in found)
 
 
 def test_a_ready_engine(lm, tok, trees):
     """It can be looked at, serves one search after the other, and says for itself what it was made for."""
     engine, settings = ready_engine(lm, tok)
-    for _ in range(3):
+    for _ in range(2):
         next(mcts.search(lm, tok, PROBLEMS, reward, **settings))    # and no more of it
         found = by_question(mcts.search(lm, tok, PROBLEMS, reward, **settings))
         assert found.keys() == trees.keys() and are_equal(found, trees)
@@ -1073,7 +1086,7 @@ def test_the_text_of_a_token_keeps_its_space():
 def test_inference_mode(inside, lm, tok, trees):
     """A search that is made in inference mode goes on outside of it, and the other way round."""
     with torch.inference_mode(inside):
-        search = searching(lm, tok)
+        search = searching(lm, tok, PROBLEMS[:3])
     with torch.inference_mode(not inside):
         assert are_equal(by_question(search), trees)
 
@@ -1093,10 +1106,13 @@ class Wrapper(torch.nn.Module):
 
 
 def test_a_wrapped_model(lm, tok, trees):
-    assert are_equal(grown(Wrapper(lm), tok), trees)
+    assert are_equal(grown(Wrapper(lm), tok, PROBLEMS[:3]), trees)
 
 
-@pytest.mark.parametrize("kind, settings", [("llama", {}), ("mistral", dict(sliding_window=4)), ("gpt2", {})])
+@pytest.mark.parametrize("kind, settings", [
+    ("llama", {}),
+    ("mistral", dict(sliding_window=4)),
+    ("gpt2", {})])
 def test_our_attention_under_activation_checkpointing(kind, settings):
     """The backward pass runs the layers again when the call has returned: with our attention, not its own."""
     lm = tiny.model(kind, torch.float64, **settings)
@@ -1117,7 +1133,9 @@ def test_our_attention_under_activation_checkpointing(kind, settings):
 
     lm.train()
     expected = gradient()
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    enable = getattr(lm, "activation_checkpointing_enable", None)
+    enable = enable or lm.gradient_checkpointing_enable             # its name in older transformers
+    enable(dict(use_reentrant=False))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradient(), expected))
     logprobs = lm(tokens).logits.log_softmax(-1)
     causal = torch.autograd.grad(logprobs[0, :, 7].sum(), weights)
@@ -1397,7 +1415,7 @@ def test_a_prompt_function_is_asked_real_questions_only(lm, tok):
     def prompt(tokenizer, question):
         asked.append(question)
         return question
-    grown(lm, tok, format=Format(prompt=prompt))
+    grown(lm, tok, format=Format(prompt=prompt), iterations=2)
     assert sorted(asked) == sorted(QUESTIONS)
 
 
@@ -1456,7 +1474,7 @@ def test_what_a_search_writes_into_a_tree(lm, tok, trees):
     steps = tree.nodes[1:]
     assert tree.prompt == tok(QUESTIONS[1]).input_ids
     assert tree.answer == "7"
-    assert tree.config == dict(iterations=25, breadth=3, depth=5, c_puct=1.5, candidates=3, seed=0,
+    assert tree.config == dict(iterations=15, breadth=3, depth=5, c_puct=1.5, candidates=3, seed=0,
                                max_step_tokens=12, tokenizer=mcts.fingerprint(tok), step_end="\n\n",
                                step_tokens=None, marker=MARKER, eos=[0, 1])
     assert all(node.text == tok.decode(node.tokens, skip_special_tokens=True) for node in steps)

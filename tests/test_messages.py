@@ -137,10 +137,9 @@ def files():
         lm, tok = tiny.model(), tiny.tokenizer()
         lm.save_pretrained(folder / "MODEL")
         tok.save_pretrained(folder / "MODEL")
-        with open(folder / "TREES", "w") as out:
-            problems = tasks.load_problems(folder / "DATA")
-            for tree in mcts.search(lm, tok, problems, tasks.reward, iterations=20, max_step_tokens=12):
-                out.write(tree.to_json() + "\n")
+        problems = tasks.load_problems(folder / "DATA")
+        found = mcts.search(lm, tok, problems, tasks.reward, iterations=20, max_step_tokens=12)
+        tiny.write_trees(folder / "TREES", found)
         trees = (folder / "TREES").read_text()
         (folder / "FOREIGN").write_text(trees.replace('"tokenizer": "', '"tokenizer": "x'))
         (folder / "TORN").write_text(trees[:-99] + "\n")
@@ -362,7 +361,6 @@ def test_questions_beyond_the_context(script, files, out):
     assert "skipped: a prompt of" in told and "tokens does not fit the model's context of 512" in told
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", ALL.split())
 def test_a_device_that_is_not_there(script, refuse, out):
     assert "cannot use --device cuda" in refuse(script, "--device cuda")

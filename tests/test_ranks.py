@@ -6,6 +6,7 @@
 """
 import argparse
 import contextlib
+import functools
 import json
 import random
 import signal
@@ -23,12 +24,13 @@ from safetensors.torch import load_file
 import tiny
 import dvo
 import mcts
+from conftest import starts_early
 from launch import ROOT, Command
 
 SETTINGS = ["--no-bootstrap", "--rounds", 2, "--questions-per-round", 3,
-            "--iterations", 14, "--breadth", 5, "--depth", 4, "--max-step-tokens", 12, "--slots", 4,
+            "--iterations", 10, "--breadth", 5, "--depth", 4, "--max-step-tokens", 12, "--slots", 4,
             "--lr", 1e-3, "--epochs", 2, "--questions-per-step", 3, "--micro-tokens", 300,
-            "--max-new-tokens", 24, "--trials", 2, "--dtype", "float64", "--save-minutes", 0]
+            "--max-new-tokens", 16, "--trials", 2, "--dtype", "float64", "--save-minutes", 0]
 
 LIMIT = 600             # seconds after which a command hangs, on however busy a machine
 
@@ -124,6 +126,7 @@ class Outcome:
 
     def expect_about(self, other, error):
         """Equal in trees and accuracy, and but for an error in losses and weights."""
+        assert self.weights
         assert self.structure() == other.structure()
         assert self.accuracy == other.accuracy
         assert self.losses == about(other.losses, rel=error)
@@ -133,6 +136,7 @@ class Outcome:
 
     def expect_equal(self, other):
         """To the last digit: one process, float64."""
+        assert self.weights
         assert self.trees == other.trees
         assert self.losses == other.losses
         assert self.accuracy == other.accuracy
@@ -143,13 +147,19 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, inputs):
-    """The run of one process, neither sharded nor interrupted."""
+    """alone(): the outcome of the run of one process, neither sharded nor interrupted, when it has ended."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    finish(launch(0, *inputs, *SETTINGS, "--out", folder))
-    outcome = Outcome.of(folder)
-    assert len(outcome.trees[1]) == len(outcome.trees[2]) == 3
-    for found in outcome.weights, outcome.losses:
-        assert {r for r, _ in found} == {1, 2}
+    process = launch(0, *inputs, *SETTINGS, "--out", folder)
+
+    @functools.cache
+    def outcome():
+        finish(process)
+        found = Outcome.of(folder)
+        assert len(found.trees[1]) == len(found.trees[2]) == 3
+        for by_round in found.weights, found.losses:
+            assert {r for r, _ in by_round} == {1, 2}
+        return found
+
     return outcome
 
 
@@ -161,7 +171,7 @@ def test_ranks_do_not_change_the_run(ranks, how, tmp_path, inputs, alone):
     search and to evaluate; weights sharded during search or resident."""
     run = tmp_path / "run"
     finish(launch(ranks, *inputs, *SETTINGS, *how, "--out", run))
-    Outcome.of(run).expect_about(alone, error=1e-6)
+    Outcome.of(run).expect_about(alone(), error=1e-6)
     files = list((run / "round1").glob("trees.rank*.jsonl"))
     assert len(files) == ranks
 
@@ -178,23 +188,22 @@ def test_two_machines_do_not_change_the_run(tmp_path, inputs, alone):
         folder.mkdir()
     kill_when(searched, run, 2, *inputs, *SETTINGS, nodes=machines)
     finish(launch(2, *inputs, *SETTINGS, "--out", run, nodes=machines))
-    Outcome.of(run).expect_about(alone, error=1e-6)
+    Outcome.of(run).expect_about(alone(), error=1e-6)
     for folder in machines:
         assert not any(folder.iterdir())                            # nothing is written elsewhere
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory, inputs):
-    """Arguments to train on 5 trees, packs of very different sizes, and one that cannot be trained on, in 6
+    """Arguments to train on 5 trees, packs of very different sizes, and one that cannot be trained on, in 4
     optimiser steps of 3 or 2 questions."""
     folder = tmp_path_factory.mktemp("given")
     settings = dict(iterations=20, breadth=8, slots=2)
     solvable = ["Add 3 to 4." + " So double it." * n for n in (1, 2, 4, 12, 40)]
     trees = tiny.search(tiny.model(), solvable, **settings)
     trees += tiny.search(tiny.model(), ["Add 3 to 4."], answer="none", **settings)
-    lines = [tree.to_json() + "\n" for tree in trees]
-    (folder / "trees.jsonl").write_text("".join(lines))
-    return [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4, "--epochs", 3,
+    tiny.write_trees(folder / "trees.jsonl", trees)
+    return [*inputs[:2], "--trees", folder / "trees.jsonl", "--eval-data", "--lr", 1e-4, "--epochs", 2,
             "--questions-per-step", 3, "--micro-tokens", 300]
 
 
@@ -211,30 +220,45 @@ def test_ranks_do_not_change_a_training(flags, dtype, error, ranks, given, tmp_p
     tiny.run(dvo.main, monkeypatch, *arguments, tmp_path / "one")
     finish(many)
     one = Outcome.of(tmp_path / "one")
-    assert len(one.losses) == 6
+    assert len(one.losses) == 4
     Outcome.of(tmp_path / "many").expect_about(one, error)
 
 
-def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
-    """Llama-3-8B but for depth and width, random: 128,256 entries, grouped keys, two EOS, a chat template,
-    bfloat16; bootstrapping, search, training and evaluation on two ranks. The model loads again."""
+SHAPED_TEMPLATE = ("{% for m in messages %}<|turn|>{{ m.role + '\n\n' + m.content }}<|end|>{% endfor %}"
+                   "<|turn|>assistant\n\n")
+
+
+def start_shaped():
+    """torchrun and its folder. The model is Llama-3-8B but for depth and width, random: 128,256 entries,
+    grouped keys, two EOS, a chat template, bfloat16."""
+    home = tempfile.TemporaryDirectory()
+    folder = Path(home.name)
     tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = ("{% for m in messages %}<|turn|>{{ m.role + '\n\n' + m.content }}<|end|>"
-                               "{% endfor %}<|turn|>assistant\n\n")
-    lm = tiny.model(vocab_size=128256, max_position_embeddings=2048,
-                    chances=tiny.CHANCES | {" 7": 99, "Final Answer:": 20})
-    for part in tokenizer, lm:
-        part.save_pretrained(tmp_path / "model")
-    data, run = tmp_path / "data.jsonl", tmp_path / "run"
+    tokenizer.chat_template = SHAPED_TEMPLATE
+    tokenizer.save_pretrained(folder / "model")
+    likely = tiny.CHANCES | {" 7": 99, "Final Answer:": 20}
+    lm = tiny.model(vocab_size=128256, max_position_embeddings=2048, chances=likely)
+    lm.save_pretrained(folder / "model")
+    data = folder / "data.jsonl"
     write_questions(data, [f"Add {i} to 4." for i in range(3)])
-    arguments = ["--model", tmp_path / "model", "--data", data, "--eval-data", data, "--out", run,
-                 "--dtype", "bfloat16", "--bootstrap-samples", 8, "--rounds", 1, "--iterations", 20,
-                 "--max-step-tokens", 12, "--max-new-tokens", 24, "--trials", 1]
+    arguments = ["--model", folder / "model", "--data", data, "--eval-data", data, "--out", folder / "run",
+                 "--dtype", "bfloat16", "--bootstrap-samples", 6, "--rounds", 1, "--iterations", 8,
+                 "--max-step-tokens", 12, "--max-new-tokens", 16, "--trials", 1]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*torchrun, ROOT / "dvo.py", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 0, done.stderr[-9000:]
-    assert "round 1" in done.stdout
+    command = [*torchrun, ROOT / "dvo.py", *map(str, arguments)]
+    with open(folder / "said", "w") as said:
+        return subprocess.Popen(command, stdout=said, stderr=said), home
+
+
+@starts_early(start_shaped)
+def test_a_model_shaped_like_the_papers_goes_from_end_to_end(started):
+    """Bootstrapping, search, training and evaluation on two ranks. The model loads again."""
+    process, home = started
+    status = process.wait(timeout=LIMIT)
+    run = Path(home.name) / "run"
+    said = (run.parent / "said").read_text()
+    assert status == 0, said[-9000:]
+    assert "round 1" in said
     events = [entry["event"] for entry in tiny.read(run / "log.jsonl")]
     stages = [event for event in events if event not in ("train", "imitate")]
     assert stages == ["bootstrap", "eval-data", "search", "trained", "eval-data"]
@@ -245,7 +269,7 @@ def test_a_model_shaped_like_the_papers_goes_from_end_to_end(tmp_path):
     assert config["dtype"] == "bfloat16"
     lm, again = mcts.load_model(folder, "cpu", "bfloat16")
     assert len(lm.generation_config.eos_token_id) == 2
-    assert again.chat_template == tokenizer.chat_template
+    assert again.chat_template == SHAPED_TEMPLATE
     [[sample]] = mcts.sample(lm, again, ["Add 3 to 4."], max_new_tokens=4)
     assert sample.tokens
 
@@ -262,17 +286,18 @@ print("met")
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def late(tmp_path_factory):
-    """Two ranks that mostly sleep: so they start with the first test."""
-    script = tmp_path_factory.mktemp("late") / "late.py"
+def start_late():
+    home = tempfile.TemporaryDirectory()
+    script = Path(home.name) / "late.py"
     script.write_text(LATE)
-    return launch(2, script=script)
+    return launch(2, script=script), home
 
 
-def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(late):
+@starts_early(start_late)
+def test_the_end_of_a_search_outlives_the_time_limit_of_the_group(started):
     """A rank that comes 5 seconds late to a group with a limit of 3 is waited for, and named."""
-    out, err = finish(late)
+    process, _ = started
+    out, err = finish(process)
     assert out.count("met") == 2
     assert "search: still waiting for rank 1" in err
 
@@ -322,7 +347,7 @@ def test_a_killed_run_ends_like_any_other(tmp_path, inputs, alone):
     for moment in searching, training, saving:
         kill_when(moment, run, 0, *inputs, *SETTINGS)
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
-    Outcome.of(run).expect_equal(alone)
+    Outcome.of(run).expect_equal(alone())
     assert not any(run.rglob("*.new"))                              # nothing half-written is left
 
 
@@ -330,7 +355,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, inputs, alone):
     run = tmp_path / "run"
     kill_when(training, run, 2, *inputs, *SETTINGS)
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
-    Outcome.of(run).expect_about(alone, error=1e-6)
+    Outcome.of(run).expect_about(alone(), error=1e-6)
 
 
 def last_line(text):
@@ -340,14 +365,15 @@ def last_line(text):
 def test_a_full_disk_loses_nothing(tmp_path, inputs, alone):
     """Writing fails within a file of trees, then within a state: one sentence each; the run goes on later."""
     run = tmp_path / "run"
-    for limit in 3_000, 20_000:                                     # bytes that a file may have
+    for limit, file in (3_000, "trees.rank0.jsonl"), (200_000, "state"):    # bytes that a file may have
         done = launch(0, *inputs, *SETTINGS, "--out", run, largest_file=limit)
         done.communicate(timeout=LIMIT)
         assert done.returncode == 2, done.stderr[-2000:]
+        assert file in last_line(done.stderr)
         assert "goes on" in last_line(done.stderr)
         assert "Traceback" not in done.stderr
     finish(launch(0, *inputs, *SETTINGS, "--out", run))
-    Outcome.of(run).expect_equal(alone)
+    Outcome.of(run).expect_equal(alone())
 
 
 # ---------------------------------------------------------------- kills at random moments, on demand

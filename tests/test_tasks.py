@@ -63,7 +63,8 @@ class Publisher(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:len(body) // 2] if name in self.cut else body)
+        sent = len(body) // 2 if name in self.cut else len(body)
+        self.wfile.write(body[:sent])
 
     def log_message(self, *args):
         pass
@@ -74,11 +75,14 @@ def publisher(tmp_path, monkeypatch):
     """A publisher with one task, "shop", in the gsm8k form; the cache is a fresh folder."""
     rows = [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(50)]
     body = "\n".join(map(json.dumps, rows)).encode()
-    Publisher.files, Publisher.cut, Publisher.requests = {"shop.jsonl": body}, set(), []
+    Publisher.files = {"shop.jsonl": body}
+    Publisher.cut = set()
+    Publisher.requests = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Publisher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/shop.jsonl"
-    entry = (tasks._gsm8k, {"test": ("shop.jsonl", url, hashlib.sha256(body).hexdigest()[:32])})
+    checksum = hashlib.sha256(body).hexdigest()
+    entry = (tasks._gsm8k, {"test": ("shop.jsonl", url, checksum[:32])})
     monkeypatch.setitem(tasks.TASKS, "shop", entry)
     monkeypatch.setenv("DVO_CACHE", str(tmp_path / "cache"))
     yield Publisher
@@ -115,13 +119,20 @@ def test_a_device_is_no_file_of_records():
 
 def test_a_json_list_reads_like_json_lines(tmp_path):
     row, question, answer = ROWS["metamath"]
-    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps([row, row | {"query": "Again?"}], indent=4))
+    rows = [row, row | {"query": "Again?"}]
+    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(rows, indent=4))
     assert len(load_problems("metamath", split="train", data_dir=tmp_path)) == 2
 
 
 GSM8K_FORMS = [
-    ("1000+250=1250\n#### 1,250", "1250"), ("#### 12", "12"), ("####12", "12"), ("Add. #### 12", "12"),
-    ("#### (1,2)", "(1,2)"), ("#### 1,200,300.50", "1200300.50"), ("#### $1,250", "$1250"), ("#### 3, 4", "3, 4"),
+    ("1000+250=1250\n#### 1,250", "1250"),
+    ("#### 12", "12"),
+    ("####12", "12"),
+    ("Add. #### 12", "12"),
+    ("#### (1,2)", "(1,2)"),
+    ("#### 1,200,300.50", "1200300.50"),
+    ("#### $1,250", "$1250"),
+    ("#### 3, 4", "3, 4"),
 ]
 
 
@@ -132,8 +143,10 @@ def test_what_follows_the_mark_of_gsm8k_is_the_gold_answer(answer, gold, tmp_pat
 
 
 @pytest.mark.parametrize("answer, reason", [
-    ("The answer is 12.", "looks like a solution"), ("We add.\nFinal Answer: 12", "looks like a solution"),
-    (r"So it is \boxed{12} in all.", "looks like a solution"), ("a\n#### b\nc", "goes on after")])
+    ("The answer is 12.", "looks like a solution"),
+    ("We add.\nFinal Answer: 12", "looks like a solution"),
+    (r"So it is \boxed{12} in all.", "looks like a solution"),
+    ("a\n#### b\nc", "goes on after")])
 def test_a_gold_answer_that_is_a_solution_is_refused(answer, reason, tmp_path):
     """Else no response would ever be right, without a word."""
     path = write(tmp_path / "mine.jsonl", GOOD, {"question": "Which?", "answer": answer})
@@ -146,8 +159,13 @@ def test_a_publishers_file_given_by_its_path_is_known_by_its_form(name, tmp_path
     row, question, answer = ROWS[name]
     path = write(tmp_path / "copy.json", row)
     assert load_problems(path) == [{"question": question, "answer": answer}]
+
+
+def test_options_of_a_file_given_by_its_path_are_shuffled_by_seed(tmp_path):
+    path = tmp_path / "copy.json"
     path.write_text(json.dumps(SCIQ))
-    assert load_problems(path, seed=3) == load_problems(path, seed=3) != load_problems(path, seed=4)
+    once, again, other = (load_problems(path, seed=seed) for seed in (3, 3, 4))
+    assert once == again != other
 
 
 def test_tasks_are_mixed_by_seed(tmp_path):
@@ -160,22 +178,28 @@ def test_tasks_are_mixed_by_seed(tmp_path):
     def load(seed, limit=None):
         return load_problems(["obqa", "arc"], data_dir=tmp_path, seed=seed, limit=limit)
 
-    assert load(seed=1) == load(seed=1) != load(seed=2) and len(load(seed=1)) == 18
-    assert load(seed=1, limit=5) == load(seed=1)[:5]
-    assert len({problem["question"][:3] for problem in load(seed=1)[:9]}) == 2, "both tasks come early"
+    mixed = load(seed=1)
+    assert len(mixed) == 18
+    assert mixed == load(seed=1)
+    assert mixed != load(seed=2)
+    assert mixed[:5] == load(seed=1, limit=5)
+    early = {problem["question"][:3] for problem in mixed[:9]}
+    assert len(early) == 2, "both tasks come early"
 
 
 def test_generated_training_questions_hold_no_test_question():
     train, test = (load_problems("arithmetic", split=split) for split in ("train", "test"))
     asked = {problem["question"] for problem in train}
-    assert len(asked) == 600 and len(test) == 300
+    assert len(asked) == 600
+    assert len(test) == 300
     assert not asked & {problem["question"] for problem in test}
     assert load_problems("arithmetic", split="train", limit=7) == train[:7]
 
 
 def test_more_chains_than_there_are_is_refused():
     """Else the search for one more would never end."""
-    assert len({problem["question"] for problem in tasks.arithmetic(300, low=1, high=1)}) == 300
+    chains = tasks.arithmetic(300, low=1, high=1)
+    assert len({problem["question"] for problem in chains}) == 300
     with pytest.raises(InputError, match="no 10000 chains of 1 to 1 operations"):
         tasks.arithmetic(10_000, low=1, high=1)
 
@@ -187,17 +211,21 @@ def test_a_limit_below_one_is_refused(limit):
 
 
 def test_options_without_order_are_shuffled_by_seed_and_question_alone(tmp_path):
-    (tmp_path / "sciq_test.json").write_text(json.dumps(SCIQ))
-    def load(seed):
+    def load(rows, seed):
+        (tmp_path / "sciq_test.json").write_text(json.dumps(rows))
         problems = load_problems("sciq", data_dir=tmp_path, seed=seed)
         return {problem["question"].split("\n")[0]: problem for problem in problems}
 
-    first = load(seed=1)
-    (tmp_path / "sciq_test.json").write_text(json.dumps(SCIQ[::-1]))
-    assert load(seed=1) == first and load(seed=2) != first
-    assert len({p["answer"][0] for p in first.values()}) == 4, "20 right answers should take every letter"
+    first = load(SCIQ, seed=1)
+    assert first == load(SCIQ[::-1], seed=1)
+    assert first != load(SCIQ, seed=2)
+    letters = set()
     for problem in first.values():
-        assert problem["answer"].endswith(") right") and problem["answer"] in problem["question"].split("\n")
+        _, *options = problem["question"].split("\n")
+        assert problem["answer"] in options
+        assert problem["answer"].endswith(") right")
+        letters.add(problem["answer"][0])
+    assert len(letters) == 4, "20 right answers should take every letter"
 
 
 def test_download_once_then_cache(publisher, tmp_path):
@@ -209,7 +237,9 @@ def test_download_once_then_cache(publisher, tmp_path):
 
 def test_the_data_folder_comes_first(publisher, tmp_path):
     write(tmp_path / "shop.jsonl", {"question": "Mine?", "answer": "#### 1"})
-    assert load_problems("shop", data_dir=tmp_path)[0]["question"] == "Mine?" and not publisher.requests
+    [problem] = load_problems("shop", data_dir=tmp_path)
+    assert problem["question"] == "Mine?"
+    assert not publisher.requests
 
 
 def test_changed_file_is_refused(publisher, tmp_path):
@@ -269,14 +299,19 @@ def test_repeated_questions_are_dropped_and_counted(tmp_path, capsys):
 
 GOOD = {"question": "1 + 1?", "answer": "2"}
 BAD_ROWS = [
-    ("{not json}\n", "not JSON"), ('{"question": "cut o', "not JSON"),
+    ("{not json}\n", "not JSON"),
+    ('{"question": "cut o', "not JSON"),
     ('{"question": "a", "answer": "b"} x\n', "Extra data"),
-    ("[" * 5000, "not JSON"), ({"question": "no answer"}, "lacks 'answer'"),
+    ("[" * 5000, "not JSON"),
+    ({"question": "no answer"}, "lacks 'answer'"),
     ({"answer": "no question"}, "lacks 'question'"),
-    ({"question": " ", "answer": "1"}, "empty"), ({"question": "a", "answer": ""}, "empty"),
+    ({"question": " ", "answer": "1"}, "empty"),
+    ({"question": "a", "answer": ""}, "empty"),
     ({"question": 5, "answer": "1"}, "not text"),
-    ({"question": "a", "answer": None}, "not text"), ({"question": "a", "answer": True}, "not text"),
-    ("5\n", "not an object"), ("[1, 2]\n", "not an object"),
+    ({"question": "a", "answer": None}, "not text"),
+    ({"question": "a", "answer": True}, "not text"),
+    ("5\n", "not an object"),
+    ("[1, 2]\n", "not an object"),
 ]
 
 
@@ -286,7 +321,9 @@ def test_bad_row_names_file_line_and_remedy(bad, reason, tmp_path):
     with pytest.raises(InputError) as error:
         load_problems(path)
     message = str(error.value)
-    assert message.startswith(f"{path}, line 3: ") and reason in message and "correct or delete" in message
+    assert message.startswith(f"{path}, line 3: ")
+    assert reason in message
+    assert "correct or delete" in message
     assert "\n" not in message
 
 
@@ -302,7 +339,9 @@ def test_bad_row_in_a_publishers_form(name, row, reason, tmp_path):
     path = write(tmp_path / tasks.TASKS[name][1]["test"][0], row)
     with pytest.raises(InputError) as error:
         load_problems(name, data_dir=tmp_path)
-    assert str(error.value).startswith(f"{path}, line 1: ") and reason in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"{path}, line 1: ")
+    assert reason in message
 
 
 def test_bad_row_in_a_json_list_names_its_line(tmp_path):
@@ -354,7 +393,8 @@ def sampler(asked=None):
             asked.extend(problem["question"] for problem in problems)
         for i in reversed(range(len(problems))):
             answer = problems[i]["answer"]
-            yield i, [Response("I do not", "cut") if answer == "3" else Response(f"Final Answer: {answer}")] * n
+            said = Response("I do not", "cut") if answer == "3" else Response(f"Final Answer: {answer}")
+            yield i, [said] * n
     return sample
 
 
@@ -378,8 +418,11 @@ def test_evaluation_of_an_iterator_in_any_order_and_of_plain_lists():
 
 
 def test_evaluation_says_that_a_sampler_gave_too_little():
-    with pytest.raises(tasks.InputError, match="gave 1 questions no list of responses, such as '2[+]2[?]'"):
-        tasks.evaluate(lambda problems, n: [["1"] * n], [{"question": q, "answer": "4"} for q in ("1?", "2+2?")])
+    def lazy(problems, n):
+        return [["1"] * n]
+
+    with pytest.raises(InputError, match="gave 3 questions no list of responses, such as '1 [+] 1[?]'"):
+        evaluate(lazy, PROBLEMS)
 
 
 def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
@@ -395,14 +438,16 @@ def test_evaluation_keeps_what_was_done_and_asks_the_rest(tmp_path):
     out.write_text(out.read_text() + '{"question": "torn')
     asked = []
     result = evaluate(sampler(asked), PROBLEMS, trials=2, out=out)
-    assert asked == ["0 + 1?", "1 + 1?"] and result == evaluate(sampler(), PROBLEMS, trials=2)
+    assert asked == ["0 + 1?", "1 + 1?"]
+    assert result == evaluate(sampler(), PROBLEMS, trials=2)
     assert len(list(read_lines(out))) == 4
     asked.clear()
     assert evaluate(sampler(asked), PROBLEMS, trials=2, out=out) == result and not asked
 
 
 STALE = [
-    ({"correct": False}, 1), ({"answered": False}, 1),
+    ({"correct": False}, 1),
+    ({"answered": False}, 1),
     ({"response": "Final Answer: 9", "correct": True}, 0.75),
     ({"response": "I cannot say", "correct": True, "answered": True}, 0.75)]
 
@@ -432,12 +477,15 @@ def test_what_a_file_holds_is_judged_by_the_present_marker(tmp_path):
     problems = [{"question": "2+2?", "answer": "4"}]
     text = "X: 4\nThe next of the numbers is one more.\nY: 5"
 
-    def run(marker):
-        return evaluate(lambda asked, n: [[text] * n], problems, trials=1, out=out, marker=marker)
+    def sample(asked, n):
+        return [[text] * n]
 
-    found = [run(marker)["accuracy"] for marker in ("Y:", "X:", "Y:", "Z:")]
-    assert found == [0, 1, 0, 0]
-    verdict, = list(read_lines(out))[0]["responses"]
+    def accuracy(marker):
+        return evaluate(sample, problems, trials=1, out=out, marker=marker)["accuracy"]
+
+    assert [accuracy(marker) for marker in ("Y:", "X:", "Y:", "Z:")] == [0, 1, 0, 0]
+    [record] = read_lines(out)
+    [verdict] = record["responses"]
     assert not verdict["answered"], "there is no Z:"
 
 
@@ -473,8 +521,10 @@ def test_lines_survive_a_torn_end_and_half_an_emoji(tmp_path, capsys):
     path.write_text('{"a": 1}\n{"a"')
     with open_lines(path) as file:
         write_line(file, {"a": "\ud83d ü"})
-    assert list(read_lines(path)) == [{"a": 1}, {"a": "\ud83d ü"}] and "ü" in path.read_text()
-    assert "dropped the last line" in capsys.readouterr().err and list(read_lines(tmp_path / "none")) == []
+    assert list(read_lines(path)) == [{"a": 1}, {"a": "\ud83d ü"}]
+    assert "ü" in path.read_text()
+    assert "dropped the last line" in capsys.readouterr().err
+    assert list(read_lines(tmp_path / "none")) == []
     path.write_text('{"a": 3}')
     with open_lines(path) as file:
         write_line(file, {"a": 4})
@@ -533,10 +583,11 @@ def test_responses_of_other_settings_are_not_taken_for_these(tmp_path):
     def sample(asked, n):
         return [["Final Answer: 4"] * n for _ in asked]
 
-    def run(model):
+    def accuracy(model):
         out = tmp_path / "responses.jsonl"
-        return tasks.evaluate(sample, problems, trials=1, out=out, settings={"model": model})["accuracy"]
+        return evaluate(sample, problems, trials=1, out=out, settings={"model": model})["accuracy"]
 
-    assert run("one") == run("one") == 1
-    with pytest.raises(tasks.InputError, match="of other settings, .*'one'"):
-        run("other")
+    assert accuracy("one") == 1
+    assert accuracy("one") == 1
+    with pytest.raises(InputError, match="of other settings, .*'one'"):
+        accuracy("other")

@@ -95,10 +95,14 @@ def save(folder, seed=0, chat=True):
     tokenizer(chat).save_pretrained(folder)
 
 
+def weights(lm):
+    """All weights of a model as one vector."""
+    return torch.cat([weight.detach().flatten() for weight in lm.parameters()])
+
+
 def saved_weights(folder):
-    """All weights of the model in a folder as one vector."""
-    lm = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    return torch.cat([weight.flatten() for weight in lm.parameters()])
+    """Those of the model in a folder."""
+    return weights(transformers.AutoModelForCausalLM.from_pretrained(folder))
 
 
 def search(lm, questions, answer="7", **settings):
@@ -106,6 +110,10 @@ def search(lm, questions, answer="7", **settings):
     problems = [{"question": question, "answer": answer} for question in questions]
     short = dict(breadth=4, depth=4, max_step_tokens=12, slots=4)
     return list(mcts.search(lm, tokenizer(), problems, tasks.reward, **short | settings))
+
+
+def write_trees(path, trees):
+    path.write_text("".join(tree.to_json() + "\n" for tree in trees), encoding="utf-8")
 
 
 def read(path):
