@@ -429,11 +429,11 @@ _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# "Not this", in lists. A new word belongs into the first that fits. _DENIAL: it denies a statement, before it
-# or right after it; _RETRACTION: takes a statement back, at the start of what follows or anywhere in that;
-# _DISBELIEF: the sentence is not said in earnest; _OBJECTION: it states no value, or another one; _FACTOR_...:
-# a box is a part of a formula; _OTHERWISE: after the letter of an option, it speaks of another one, or of all;
-# _NO_UNIT: after a number, it makes another number of it
+# "Not this", in lists; a new word belongs into the first that fits. _DENIAL: it denies a statement, before it
+# or right after; _RETRACTION: takes one back, at the start of what follows or anywhere in that; _DISBELIEF:
+# the sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is a part
+# of a formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: after a number,
+# it makes another number of it
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
     (?<!\A)or sorry instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
@@ -445,8 +445,9 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
   | \b(?:apologi[sz]e|misread|second\sthought|mistakes?|error|re-?(?:consider|calculat|comput|evaluat)\w*
     |(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking|should\s(?:be|have))\b""", re.I | re.X)
-_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)|it(?:'s|\sis)
-    |(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b""", re.I | re.X)
+_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
+    |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
+    """, re.I | re.X)
 _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\slie guess claims? says? said
     suppose assum\w+ mistakes? nobody maybe perhaps possibly probably rule\sout no\s(?:reason|way|proof|sign)
     (?:one|you|it)\s(?:might|could|should|may)
@@ -476,11 +477,7 @@ _FACTOR_AFTER = re.compile(rf"""
 
 def visible(text: str) -> str:
     """The text without its thoughts: what stands outside <think> ... </think>, or tags like these (_THOUGHT).
-    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it.
-
-    >>> visible("<think>5? No.</think> It is 7.")
-    ' It is 7.'
-    """
+    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it."""
     return _THOUGHT.sub("", text).rpartition("</think>")[2]
 
 
@@ -488,10 +485,9 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
-    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and "A:" as
-    last line the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
-    is returned with it: it equals nothing but the value that the next one states. A thought counts only where
-    nothing follows it. Raises TypeError for what is no text.
+    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and a last
+    line "A:" the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
+    comes with it: it equals nothing but what the next one states. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -520,8 +516,7 @@ def _require_text(*texts):
 
 
 def _shown(text):
-    shown = visible(text)
-    shown = shown if shown.strip() else text
+    shown = visible(text).strip() or text
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")  # no full stops
 
 
@@ -598,8 +593,7 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The sentence or display that opens the text; all of it where the next sentence takes that one back: no
-    value then equals it, except, by `_prose_value`, the one on its last line."""
+    """The sentence or display that opens the text; all of it where the next sentence takes that one back."""
     rest = rest.lstrip(" \t\r\n:*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
@@ -610,10 +604,8 @@ def _sentence(rest):
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`: the
-    gold answer alone, or a solution of GSM8K's, which has it after ####.
-
-    If that is prose ("The largest is $34$ of them"), the one value counts that the last sentence of its last
-    line states.
+    gold answer alone, or a solution of GSM8K's, which has it after ####. If that is prose ("The largest is
+    $34$ of them"), the one value counts that the last sentence of its last line states.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
@@ -634,9 +626,9 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 
 # The value that a sentence states: all that stands between its verb and a circumstance at its end
 
-_VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? giving becomes? costs?
-    needs? takes? pays? paid earns? yields? did (?:stands|travels|meets?)\sat increases\sby started\swith
-    (?:comes?|evaluates|simplifies)\sto find\sthat total\sof there""")
+_VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? giving becomes?
+    costs? needs? takes? pays? paid earns? yields? did (?:stands|travels|meets?)\sat increases\sby
+    started\swith (?:comes?|evaluates|simplifies)\sto find\sthat total\sof there""")
 _TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _OTHER_VERB = r"""\b(?:(?:will|can|should|must|would|to|they|we)\s(?!be\b)[a-z]+
     |(?<=[a-z]\s)(?!(?:as|its|this|less|plus|minus|times)\s)[a-z]+(?:s|ed)
@@ -749,9 +741,8 @@ def _same_answer(prediction, answer, is_option=False):
     return _same(left, right, is_option)
 
 
-# Text: cleaned of what does not matter, and compared word by word. In this order _shown strips a response
-# (of thoughts, and all but its end), _bare a statement (quotes, bold marks, full stop), _clean either answer
-# (boxes, LaTeX's spaces, money, delimiters, "so"), _plain what is no mathematics (\text{}, case)
+# Text, cleaned of what does not matter: _shown strips a response, _bare a statement, _clean either answer,
+# _plain what is no mathematics
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(
@@ -769,6 +760,8 @@ _UNICODE = str.maketrans("−–—×·⋅÷⁄’\0", "---***//' ") | str.maket
 
 
 def _clean(text):
+    if text.isalnum() and text.isascii():  # faster
+        return text
     if "box" in text:
         text = _boxed(text[-MAX_RESPONSE:]) or text
     if len(text) > MAX_CHARS:
@@ -789,6 +782,8 @@ def _bare(text):
 
 def _translate(text):
     """Plain ASCII for the signs, fractions and digits that have one."""
+    if text.isascii():  # faster
+        return text.replace("...", "…").replace("\0", " ")
     text = re.sub("[²³¹⁰⁴-⁹⁺⁻ⁿ]+", r"^{\g<0>}", text)
     text = re.sub("[¼-¾⅐-⅞]", r" \g<0>", text)  # 2½ is not 21/2
     return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
@@ -845,7 +840,7 @@ _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another an
 _NO_UNIT = _any_word(_NTHS + r""" half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn
     dozens? hundreds? thousands? \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s?
     six(?:es)? ten eleven twelve \w+fold (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
-    squares squared cubes cubed roots factorials? remainders? kilo halved negative mod plus minus times digits?
+    squares squared cubes cubed roots factorials? remainders? kilo halved negative mod plus minus times digits
     more less fewer too fails is was has not no nor or and but than with without to from by over under""")
 _UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?P<noun>[a-z.]+)(?:\^[23])?
     (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
@@ -1375,6 +1370,8 @@ def _sine(x):
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
+    if exponent == 0.5:  # faster
+        return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)
 
 
