@@ -431,9 +431,9 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 
 # "Not this", in lists; a new word belongs into the first that fits. _DENIAL: it denies a statement, before it
 # or right after; _RETRACTION: takes one back, at the start of what follows or anywhere in that; _DISBELIEF:
-# the sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is a part
-# of a formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: after a number,
-# it makes another number of it
+# the sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is part of
+# a formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: after a number, it
+# makes another number of it
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
     (?<!\A)or sorry instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
@@ -444,21 +444,22 @@ _RETRACTION = re.compile(r"""\A\W*(?:
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
   | \b(?:apologi[sz]e|misread|second\sthought|mistakes?|error|re-?(?:consider|calculat|comput|evaluat)\w*
-    |(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking|should\s(?:be|have))\b""", re.I | re.X)
+    |(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking|should\s(?:be|have)|answer\swould\sbe)\b
+    """, re.I | re.X)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
     |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
     """, re.I | re.X)
-_DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\slie guess claims? says? said
-    suppose assum\w+ mistakes? nobody maybe perhaps possibly probably rule\sout no\s(?:reason|way|proof|sign)
-    (?:one|you|it)\s(?:might|could|should|may)
+_DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\slie guess claim\w* says? said
+    suppos\w+ assum\w+ mistakes? nobody maybe perhaps possibly probably rule\sout
+    (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign)
     (?:not|n't|never|cannot)\s(?:true|clear|certain|think|believe|claim|say|agree|mean)""")
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
     (?:exceed|exclud|fail|lack|reject)\w* debts? owes negative bound estimate\w* at\s(?:least|most) places?
     (?<!-)digits? (?:more|less|fewer)\sthan plus minus divided multiplied increased decreased squared doubled
-    tripled twice double half reciprocal mod wish\w* thinks wants?\sto nearly almost hop(?:es?|ed|ing)
-    pretend\w* used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
+    tripled twice double half reciprocal mod wish\w* thinks wants?\sto should\shave nearly almost pretend\w*
+    hop(?:es?|ed|ing) used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
     (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)

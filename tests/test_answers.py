@@ -1576,12 +1576,15 @@ B) a ferry <- B) a ferry, which I doubt.
 7 <- Final Answer: 7⏎⏎Note: the answer is 8.
 7 <- \boxed{7}. Note that the total is 8.
 7 <- Final Answer: 7. In fact it is 8.
+7 <- Final Answer: 7. So the answer would be 8.
 # verbs that deny, numbers that are no object of a verb, a second one
 7 <- The set excludes 7.
 7 <- We reject 7.
 7 <- It takes 5 hours and 7 minutes
 7 <- 6 hours 7 minutes
 7 <- We add 7.
+7 <- She should have sold 7 cups.
+7 <- He supposedly sold 7 cups.
 7 <- Then she subtracts 7 apples.
 7 <- We multiply by 7.
 7 <- He starts with 7.
