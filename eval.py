@@ -430,10 +430,10 @@ _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statemen
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
 # "Not this", in lists; a new word belongs into the first that fits. _DENIAL: it denies a statement, before it
-# or right after; _RETRACTION: takes one back, at the start of what follows or anywhere in that; _DISBELIEF:
-# the sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is part of
-# a formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: after a number, it
-# makes another number of it
+# or right after; _RETRACTION: takes one back, at the start of what follows or anywhere in it; _DISBELIEF: the
+# sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is part of a
+# formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: a word after a
+# number makes another number of it
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
     (?<!\A)or sorry instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
