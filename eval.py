@@ -522,12 +522,9 @@ def _shown(text):
 
 
 def _last_cued(text):
-    end = len(text)
     for use in list(_CUE.finditer(text))[:-6:-1]:
-        rest = text[use.end():end]
-        if found := _boxed(text[:end]) if "box" in use[0] else _sentence(rest):
+        if found := _boxed(text) if "box" in use[0] else _sentence(text[use.end():]):
             return found
-        end = use.start()
 
 
 def _is_taken_back(after, stated):
@@ -578,7 +575,7 @@ def _boxed(text):
 def _is_overruled(after, content):
     """Whether what follows a box makes it part of a formula, denies it in its sentence, or takes it back."""
     sentence, *rest = _CUE_END.split(after, maxsplit=1)
-    words = re.split("[.,;\n]", _GAP.sub("", sentence[:20]))[0]
+    words = re.split("[.,;\n]", sentence[:20])[0]
     is_denied = _DENIAL.search(f". {words}") and not re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
     return _FACTOR_AFTER.match(after) or is_denied or rest and _is_taken_back(rest[0], content)
 
@@ -1152,7 +1149,7 @@ def _equation(signs, terms, names):
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
     has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
-    is_named_sum = exact > 2 and not any(has_letter[1:])  # p + q = 1 + 1 = 2
+    is_named_sum = exact > 2 and has_letter[0] and not any(has_letter[1:])  # p + q = 1 + 1 = 2
     worked = terms[1:exact] if name or is_named_sum else terms[:exact]
     value = worked[-1]
     is_formula = not name and has_letter[exact - 1]
