@@ -408,10 +408,9 @@ def _any_word(words):
     return rf"\b(?:{'|'.join(words.split())})\b"
 
 
-_THOUGHT = re.compile(r"""
-      <(?P<tag>think(?:ing)?|thought|reasoning|scratchpad|analysis)>.*?(?:</(?P=tag)>|\Z)
-    | \[THINK\].*?(?:\[/THINK\]|\Z) | ◁think▷.*?(?:◁/think▷|\Z)
-    | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)""", re.S | re.X)
+_THOUGHT = re.compile(r"""<(?P<tag>think(?:ing)?|thought|reasoning)>.*?(?:</(?P=tag)>|\Z)
+    | \[THINK\].*?(?:\[/THINK\]|\Z) | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)
+    """, re.S | re.X)
 _FINAL = re.compile(r"""final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions)[^()\n]+\))?
     [\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)""", re.I | re.X)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
@@ -430,67 +429,56 @@ _PUNCTUATION = str.maketrans({"：": ":", "。": ". "})
 _GAP = re.compile(r"\A(?:\\[)\]]|[\s$*.…:)\]}#>\"'`])+")  # between a statement and what follows it
 _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Za-z](?![A-Za-z]))*")
 
-# "Not this", in lists. A new word belongs into the first that fits:
-#   _DENIAL       it denies a statement, before it or right after it
-#   _RETRACTION   it takes a statement back at the start of what follows, or anywhere in that
-#   _DISBELIEF    the sentence, whatever it states, is not said in earnest
-#   _OBJECTION    it makes the sentence around a value no statement of that value
-#   _FACTOR_...   it makes a box a part of a formula, or another number
-#   _OTHERWISE    after the letter of an option: it speaks of another one, or of all
-#   _NO_UNIT      after a number: it makes another number of it
+# "Not this", in lists; a new word belongs into the first that fits. _DENIAL: it denies a statement, before it
+# or right after; _RETRACTION: takes one back, at the start of what follows or anywhere in it; _DISBELIEF: the
+# sentence is not said in earnest; _OBJECTION: it states no value, or another; _FACTOR_...: a box is part of a
+# formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: a word after a
+# number makes another number of it
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
-    kidding (?<!\A)or sorry oops hmm instead actually rather maybe perhaps possibly"""), re.I)
+    (?<!\A)or sorry instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
-      (?:no|nope|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|the|quite|really|way)\b)
-    | (?:wait|oops|sorry|hmm|oh|actually|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect|false|kidding
-      |correct(?:ion|ed)|revised|updated|edit|final\schoice|scratch|scrap|strike|ignore|hold\son|that\ssaid
-      |but|however|yet|though|still)\b
-    | (?:alternatively|instead)\b(?=\W*\d|\W+(?:\$|\\|it\b|of\W+\d|[A-J]\b))
-    | (?:this|that|it|they|is|was|I|we|the\sabove|(?:my|the)\s(?:answer|result|value|total|number))\b
+      (?:no|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|quite|really)\b)
+    | (?:wait|oops|sorry|hmm|oh|actually|in\sfact|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect
+      |false|correction|final\schoice|scratch|strike|ignore|hold\son|that\ssaid|but|however|yet|though)\b
+    | (?:this|that|it|they|is|was|I|we|(?:my|the)\s(?:above|answer|result|value|total|number))\b
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
-  | \b(?:apologi[sz]e|misread|I\sforgot|take\s(?:that|it)\sback|second\sthought|not\s(?:sure|confident)
-    |(?:my|made|is|was|an|found)\s(?:an?\s)?(?:mistake|error)|re-?(?:consider|calculat|comput|evaluat)\w*
-    |(?:on|upon)\s(?:reflection|review)|after\s(?:re-?)?checking|lean\stoward|better\schoice|answer\swe\swant
-    |(?:it|that|answer|total|result|value)\sshould\s(?:be|have))""", re.I | re.X)
-_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|total|altogether|in\s(?:total|all)
-    |it(?:'s|\sis)|(?:s?he|they|we|(?:yes,\s)?I)\s(?:ha|ge|fin)\w+|the\s(?:correct|total))\b""", re.I | re.X)
-_WRONG_OPTION = re.compile(r"\(?[A-J][).:][^.,;\n]*\b(?:is|are|was)\s(?:not|incorrect|wrong|false)\b")
-_DISBELIEF = re.compile(_any_word(r"""wrong false incorrect untrue doubt wonder an?\slie guess contrary
-    claims? says? said suppose assum\w+ initially hypothetic\w+ mistakes? nobody maybe perhaps possibly
-    probably rule\sout (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign)
-    (?:not|never|cannot)\s(?:true|clear|certain|think|believe|claim|say|agree|mean)""")
-    + r"""| n't\s(?:think|believe|claim|say|agree|mean) | \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b
-    | \b(?:if|unless|whether|let)\b[^,]*\Z | \A\W*without\b[^,]*\Z""", re.I | re.X)
-_OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""lie far\sbe let if
-    unless whether sure extraneous impossible reject\w* fail\w* exclud\w+ eliminated without except anything
-    everything previous next debts? owes negative bound estimate\w* at\s(?:least|most) (?<!-)digits?
-    (?:more|less|fewer)\sthan plus minus divided multiplied increased decreased squared doubled tripled twice
-    double half reciprocal mod wish\w* thinks wants?\sto should\shave nearly almost hop(?:es?|ed|ing)
-    pretend\w* used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
+  | \b(?:apologi[sz]e|misread|second\sthought|mistakes?|error|re-?(?:consider|calculat|comput|evaluat)\w*
+    |(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking|should\s(?:be|have)|answer\swould\sbe)\b
+    """, re.I | re.X)
+_CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
+    |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
+    """, re.I | re.X)
+_DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\slie guess claim\w* says? said
+    suppos\w+ assum\w+ mistakes? nobody maybe perhaps possibly probably rule\sout
+    (?:one|you|it)\s(?:might|could|should|may) no\s(?:reason|way|proof|sign)
+    (?:not|n't|never|cannot)\s(?:true|clear|certain|think|believe|claim|say|agree|mean)""")
+    + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
+    | \A\W*without\b[^,]*\Z""", re.I | re.X)
+_OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
+    (?:exceed|exclud|fail|lack|reject)\w* debts? owes negative bound estimate\w* at\s(?:least|most) places?
+    (?<!-)digits? (?:more|less|fewer)\sthan plus minus divided multiplied increased decreased squared doubled
+    tripled twice double half reciprocal mod wish\w* thinks wants?\sto should\shave nearly almost pretend\w*
+    hop(?:es?|ed|ing) used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
     (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
-    | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|required|above)
+    | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|above)
       |(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)""", re.I | re.X)
-_FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_{}\d|≠]|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|\d[,.:]\s?|[\w}]\ [-+*/]\s
-    |\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s?)\$*\Z""", re.X)
+_FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_}\d|≠]|\{\s*|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|\d[,.:]\s?
+    |[\w}]\ [-+*/]\s|\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s?)\$*\Z""", re.X)
 _NTHS = r"\w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?"
 _FACTOR_AFTER = re.compile(rf"""
-      \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|\\(?:times|cdot)|(?:[,:]|\\,|\{{,\}})\s?\d)
-    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z] | [A-Za-z] | (?:[ $]|and\s)*\\[dt]?frac
-    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|halves|thirds|{_NTHS}|tens|squared|cubed|plus
-        |minus|(?:times|to|remainder|(?:more|less)\sthan)\W*\d|out\sof|and\s\w+\s(?:half|third|quarter))\b
+      \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|(?:[,:]|\{{,\}})\s?\d)
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z] | [A-Za-z] | (?:[ $]|and\s)*\\(?:[dt]?frac|times|cdot)
+    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|and\s\w+\s(?:half|third|quarter)|halves|thirds
+        |{_NTHS}|tens|squared|cubed|plus|minus|out\sof|(?:times|to|(?:more|less)\sthan)\W*\d)\b
     | [^.\n]*\b(?:but|however)\b | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
 
 def visible(text: str) -> str:
     """The text without its thoughts: what stands outside <think> ... </think>, or tags like these (_THOUGHT).
-    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it.
-
-    >>> visible("<think>5? No.</think> It is 7.")
-    ' It is 7.'
-    """
+    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it."""
     return _THOUGHT.sub("", text).rpartition("</think>")[2]
 
 
@@ -498,10 +486,9 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     r"""Return the final answer that a response states, or None where it marks none.
 
     What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
-    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and "A:" as
-    last line the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
-    is returned with it: it equals nothing but the value that the next one states. A thought counts only where
-    nothing follows it. Raises TypeError for what is no text.
+    too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and a last
+    line "A:" the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
+    comes with it: it equals nothing but what the next one states. Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -530,33 +517,27 @@ def _require_text(*texts):
 
 
 def _shown(text):
-    shown = visible(text)
-    shown = shown if shown.strip() else text
+    shown = visible(text).strip() or text
     return shown[-MAX_RESPONSE:].translate(_PUNCTUATION).replace("...", "…")  # no full stops
 
 
 def _last_cued(text):
-    end = len(text)
     for use in list(_CUE.finditer(text))[:-6:-1]:
-        rest = text[use.end():end]
-        if found := _boxed(text[:end]) if "box" in use[0] else _sentence(rest):
+        if found := _boxed(text) if "box" in use[0] else _sentence(text[use.end():]):
             return found
-        end = use.start()
 
 
 def _is_taken_back(after, stated):
     """Whether what follows a statement retracts it, is hardly more than another value, or ends with one."""
     after = _GAP.sub("", re.sub(r"\A(?:\W*\w+>)+", "", after[:MAX_CHARS]))  # and closing tags
     following = _CUE_END.split(after, maxsplit=1)[0]
-    label = re.match(r"\(?([A-J])[).:]", following)
-    is_denied = _WRONG_OPTION.match(following) and label[1] not in re.findall(r"\A\W*([A-J])\b", stated)
-    if label and not is_denied or _RETRACTION.search(after):
+    if _RETRACTION.search(after) or re.match(r"\(?[A-J][).:]", following):  # another option
         return True
     short, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
-    if words > 4 or _BOX.search(following) or re.match(r"(?i)\W*(?:we )?(?:check|verif|note).*=", following):
+    if words > 4 or re.match(r"(?i)\W*(?:we )?(?:check|verif|note).*=", following):
         short = ""
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
-    ending = _prose_value(last) if _CONCLUSION.match(last) else None
+    ending = _prose_value(last.replace("answer", "total")) if _CONCLUSION.match(last) else None
     for value in filter(None, (short.lstrip(" :"), ending)):
         with decimal.localcontext(_CONTEXT):
             is_value = re.search(r"\w", value) and _parse(_clean(value)) is not None
@@ -582,7 +563,7 @@ def _boxed(text):
             return None
         found.insert(0, content)
         start = box.start()
-    before = re.sub(r"(?:\\f?box(?:ed)?\s*\{\s*)+\Z", "", text[max(0, start - 60):start])  # about a clause
+    before = text[max(0, start - 60):start]  # about a clause
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     words = _TO_LAST_VERB.sub("", clause).lstrip()  # right before the box
     is_denied = _OBJECTION.search(words) or _DISBELIEF.search(clause)
@@ -593,9 +574,8 @@ def _boxed(text):
 
 def _is_overruled(after, content):
     """Whether what follows a box makes it part of a formula, denies it in its sentence, or takes it back."""
-    after = re.sub(r"\A[\s}]*\}", "", after)  # of a box around this one
     sentence, *rest = _CUE_END.split(after, maxsplit=1)
-    words = re.split("[.,;\n]", _GAP.sub("", sentence[:20]))[0]
+    words = re.split("[.,;\n]", sentence[:20])[0]
     is_denied = _DENIAL.search(f". {words}") and not re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
     return _FACTOR_AFTER.match(after) or is_denied or rest and _is_taken_back(rest[0], content)
 
@@ -611,8 +591,7 @@ def _box_end(text, start):
 
 
 def _sentence(rest):
-    """The sentence or display that opens the text; all of it where the next sentence takes that one back: no
-    value then equals it, except, by `_prose_value`, the one on its last line."""
+    """The sentence or display that opens the text; all of it where the next sentence takes that one back."""
     rest = rest.lstrip(" \t\r\n:*=")
     if display := re.match(r"(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])[ .]*(?:\n|\Z)", rest, re.S):
         return (display[1] or display[2]).strip()
@@ -623,10 +602,8 @@ def _sentence(rest):
 
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`: the
-    gold answer alone, or a solution of GSM8K's, which has it after ####.
-
-    If that is prose ("The largest is $34$ of them"), the one value counts that the last sentence of its last
-    line states.
+    gold answer alone, or a solution of GSM8K's, which has it after ####. If that is prose ("The largest is
+    $34$ of them"), the one value counts that the last sentence of its last line states.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
@@ -647,24 +624,28 @@ def reward(response: str, answer: str, marker: str = MARKER) -> int:
 
 # The value that a sentence states: all that stands between its verb and a circumstance at its end
 
-_VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? becomes? costs?
-    needs? takes? took pays? paid earns? earned saves? saved spends? spent keeps? kept eats? ate buys? bought
-    sells? sold scored picked collected used covers? walks? walked runs? ran travels\sat stands\sat meets?\sat
-    increases\sby produces? raised holds? drove did started\swith (?:comes?|evaluates|simplifies)\sto giving
-    yields? read a\stotal\sof find\sthat there""")
+_VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? made gives? giving becomes?
+    costs? needs? takes? pays? paid earns? yields? did (?:stands|travels|meets?)\sat increases\sby
+    started\swith (?:comes?|evaluates|simplifies)\sto find\sthat total\sof there""")
 _TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
+_OTHER_VERB = r"""\b(?:(?:will|can|should|must|would|to|they|we)\s(?!be\b)[a-z]+
+    |(?<=[a-z]\s)(?!(?:as|its|this|less|plus|minus|times)\s)[a-z]+(?:s|ed)
+    |gave|took|spent|kept|ate|bought|sold|ran|held|drove|won|read)(?:\s(?:only|exactly|together))?
+    (?=[^A-Za-z]*(?:\$|\d\W{0,3}\s[a-z]))"""  # money, or so many things
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
-      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|{_VERBS}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|(?:{_VERBS}|will\sbe)(?:\s(?:at|only|exactly|together))?
+         |{_OTHER_VERB}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
-    (?P<value>(?=.*[\d\\])\S.*?)
-    (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|for\sit|of\sthem
-       |altogether|today|in\s(?:total|all|the\send)
-       |(?:after|in)\s(?:\d+|an?|the)\s(?:hour|minute|day|week|month|year)s?))*""", re.I | re.X)
-_OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; 12 cups of flour to make 7
-    (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and|find|get)\b) (?=[^,;:]*(?<![a-z])[a-z](?![a-z]))
+    (?P<value>(?![a-z]{{2,}}\s)(?=.*(?:\d|\\[a-z]))\S.*?)
+    (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|today
+       |for\sit|of\sthem|(?:al)?together|(?:after|in)\s\d+\s(?:hour|minute|day|week|month|year)s?
+       |(?:after|in|on|at|from|last)(?:\s[A-Za-z]{{2,}}|\sa\b){{1,4}}))*""", re.I | re.X)
+_OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; add 7 cups; 5 hours 7 minutes; 12 to make 7
+    (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and)\b) (?=[^,;:]*(?<![a-z])[a-z](?![a-z]))
       (?=[^,;:]*(?:[-+*/^|]|\\(?:frac|sqrt|cdot|times)|\d\s?\(?[a-z](?![a-z])))
       (?:\\[a-z]+|(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
+    | \b(?:add|subtract|multipl|divid|refus|avoid)\w*\s+\Z | \d\s(?:[a-z]+\s)?(?!{_VERBS})[a-z]+s\s+\Z
     | \d [^\d]* \b(?:to\s(?!get)\w+\s* | (?:after|before|when|while)\b [^\d]*) \Z""", re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
@@ -683,8 +664,7 @@ def _prose_value(text):
     is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
     is_doubted = _OBJECTION.search(f". {others}") or re.search(r"\banswers?\s", lead)
     is_doubted = is_doubted or "=" not in stated["value"] and _OF_SOMETHING_ELSE.search(lead)
-    is_mathematics = re.search(r"[\d\\]", stated["value"])
-    return stated["value"] if is_mathematics and not is_repeated and not is_doubted else None
+    return None if is_repeated or is_doubted else stated["value"]
 
 
 # Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------
@@ -696,12 +676,11 @@ _OPTION = re.compile(r"""[(\[]?([A-J])(?![\w'])([)\].:]*)
     (?: [\s,;:.(-]*\b(?:is\s(?:the\s)?(?:correct|right|best)(?:\s(?:option|choice|answer|one))?
        |not\s(?!\1)[A-J])[\s.)]* | (.*))""", re.I | re.S | re.X)
 _AFTER_LETTER = re.compile(r"\s*[,:]?\s*(?:-\s)?(?P<bracket>\()?(?P<text>.*?)(?(bracket)\))", re.S)
-_LETTER_THEN_WORDS = re.compile(r"[\s,(:-]+(?:a\s|[A-Za-z]{2})|\s+[\d$]")
+_LETTER_THEN_WORDS = re.compile(r"""[\s,(:-]+(?:a\s|[A-Za-z]{2}|[\d$])
+    (?!.*(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:]))""", re.X)  # and no other letter
 _BECAUSE_OR_WHICH = re.compile(_BECAUSE.pattern + r"|,\ which\b", _BECAUSE.flags)
 _OTHERWISE = re.compile(_DENIAL.pattern + "|" + _any_word(r"""all none both any each others? every\w* well
-    eliminated ruled also right correct guess\w* doubt\w* (?:is|so|in)\s(?-i:[A-J])
-    (?-i:[B-HJ])\s(?:is\sthe|fits)""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
-_OTHER_LABEL = re.compile(r"(?<![A-Za-z])(?:[B-HJ](?![A-Za-z'])|A\Z|[A-J][).:])|\A\s*and\b")
+    right eliminated guess\w* doubt\w* (?:is|so|in)\s(?-i:[A-J])""") + r"|\A\s*[/?]|\A\W*[A-J]\W*\Z", re.I)
 _SPACE_BESIDE_SIGN = re.compile(r"(?<![A-Za-z\d])\s|\s(?![A-Za-z\d])")  # beside signs
 
 
@@ -719,10 +698,10 @@ def is_equiv(prediction: str, answer: str) -> bool:
     prediction, answer = map(_clean, (prediction, answer))
     if not prediction or not answer or max(len(prediction), len(answer)) > MAX_CHARS:
         return prediction == answer != ""
-    option = _GOLD_OPTION.fullmatch(_unwrapped(answer))
+    option = _GOLD_OPTION.fullmatch(_WRAPPED.sub(r"\1", answer))
     with decimal.localcontext(_CONTEXT):
         if option:
-            return _is_option(_unwrapped(prediction), *option.groups())
+            return _is_option(_WRAPPED.sub(r"\1", prediction).replace("**", ""), *option.groups())
         return _same_answer(prediction, answer)
 
 
@@ -745,8 +724,7 @@ def _is_option(prediction, letter, text):
         return False
     if text:
         return any(_same_answer(_AFTER_LETTER.fullmatch(part)["text"], text) for part in parts)
-    is_doubted = _OTHERWISE.search(rest) or _OBJECTION.search(rest) or _OTHER_LABEL.search(words)
-    return bool(_LETTER_THEN_WORDS.match(words)) and not is_doubted
+    return bool(_LETTER_THEN_WORDS.match(words)) and not _OTHERWISE.search(rest)
 
 
 def _same_answer(prediction, answer, is_option=False):
@@ -761,22 +739,22 @@ def _same_answer(prediction, answer, is_option=False):
     return _same(left, right, is_option)
 
 
-# Text: cleaned of what does not matter, and compared word by word. In this order _shown strips a response
-# (of thoughts, and all but its end), _bare a statement (quotes, bold marks, full stop), _clean either answer
-# (boxes, LaTeX's spaces, money, delimiters, "so"), _unwrapped options and _plain other texts (\text{}, case)
+# Text, cleaned of what does not matter: _shown strips a response, _bare a statement, _clean either answer,
+# _plain what is no mathematics
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(
     r"(?<!\\)\\[,;:\s]|(?<=\w)~(?!~)|\\q?quad|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![A-Za-z])")
-_MONEY = re.compile(r"\A([^$]*?)(?<![\d.])\\?\$\s*([\d.,]+(?:\s(?:hundred|thousand|[mb]illion))?)"
-                    r"(?:\s*dollars)?(?=[^$\w]*\Z)")
+_MONEY = re.compile(r"\A([^$]*?)(?<![\d.])(?:\\?\$|\b(euros|pounds))"
+                    r"\s*([\d.,]+(?:\s(?:thousand|[mb]illion))?)(?=[^$\w]*\Z)")
 _DELIMITERS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]")
 _CONNECTIVE = re.compile(r"\A(?i:therefore|thus|hence|so|then|finally|option|choice|answer|exactly)\b,?\s*"
                          r"(?=[^\sA-Za-z]|[A-Z]\b|[b-z]\b)")  # before a value, a letter
 _BASED = re.compile(r"\A\(?([\dA-Z.]+)\)?_\{?\s*(\d+)\s*\}?\Z")  # (101)_{2}
 _UNICODE = str.maketrans("−–—×·⋅÷⁄’\0", "---***//' ") | str.maketrans({
     "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "θ": r"\theta ", "±": r"\pm ", "∪": r"\cup ",
-    "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ", "≤": "<=", "≥": ">=", "≠": "!="})
+    "∈": r"\in ", "∅": r"\emptyset ", "≈": r"\approx ", "≤": "<=", "≥": ">=", "≠": "!=",
+    "€": " euros ", "£": " pounds "})
 
 
 def _clean(text):
@@ -789,7 +767,7 @@ def _clean(text):
     text = _translate(text).replace("{,}", ",").replace(r"\varnothing", r"\emptyset")
     if "\\" in text or "~" in text:
         text = _LATEX_SPACE.sub(" ", re.sub(r"\\!\s*", "", text))
-    text = _MONEY.sub(r"\1\2 dollars", text, count=1)
+    text = _MONEY.sub(lambda money: f"{money[1]}{money[3]} {money[2] or 'dollars'}", text)
     text = _bare(_DELIMITERS.sub(" ", text)).rstrip(" .;,:\n\\")
     return _BASED.sub(r"\1_\2", _CONNECTIVE.sub("", text)).rstrip(" .$✓✔✅🎉\ufe0f").lstrip()
 
@@ -809,17 +787,13 @@ def _translate(text):
     return unicodedata.normalize("NFKC", text).replace("...", "…").translate(_UNICODE)
 
 
-def _unwrapped(text):
-    return _WRAPPED.sub(r"\1", text).replace("**", "").strip()
-
-
 def _plain(text, is_folded):
     """Text without wrappers, delimiters, full stop and spaces beside signs. Case counts in formulas, and
     where words have a capital inside, such as genes."""
     text = " ".join(_WRAPPED.sub(r" \1 ", text).split()).rstrip(" .")
     if is_folded or "\\" not in text and not re.search(r"[A-Za-z][A-Z]", text):
         text = text.casefold()
-    return _SPACE_BESIDE_SIGN.sub("", text)
+    return text
 
 
 # Reading: text becomes tokens (kind, value), tokens become expressions, groups and relations
@@ -856,17 +830,16 @@ def _table(spellings):
 
 
 _UNITS = _table("""millimeter mm; centimeter cm; kilometer km; inch inche in; foot feet ft; yard yd; mile mi
-    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml mL; hour hr; minute min; second sec
+    kilogram kg; milligram mg; pound lb; ounce oz; milliliter ml mL; hour hr; minute min; second sec; mph
     % percent; ° degree; dollar usd; point; meter; gram; liter; day; week; month; year; unit; cent; am; pm""")
-_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}  # m, g and h are variables
+_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items()}
+_UNITS |= {"m": "meter", "g": "gram", "l": "liter", "h": "hour", "s": "second"}  # else variables, see _TOKEN
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 _NO_UNIT = _any_word(_NTHS + r""" half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn
     dozens? hundreds? thousands? \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s?
-    six(?:es)? ten eleven twelve \w+fold (?!family)\w+ly
-    (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen) squares squared cubes cubed roots factorials?
-    remainders? kilo infinity doubled halved negative mod plus minus times digits? more less fewer many few
-    too other extra additional is was has fails wrong not no nor or and but if than as a an the with without
-    to from by on at over under""")
+    six(?:es)? ten eleven twelve \w+fold (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
+    squares squared cubes cubed roots factorials? remainders? kilo halved negative mod plus minus times digits
+    more less fewer too fails is was has not no nor or and but than with without to from by over under""")
 _UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?P<noun>[a-z.]+)(?:\^[23])?
     (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
 
@@ -885,7 +858,7 @@ def _unit(words, is_one):
 
 _KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
-    % \%; ° \circ; ∞ \infty; \langle; \rangle""")
+    % \%; ∞ \infty; \langle; \rangle""")
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|phi|varphi|omega|Delta|Omega|pm"
 _NO_PRODUCTS = {*_UNITS, *_KINDS, *"mod is of csc cot exp lim max gcd lcm det one two six ten not".split()}
 _SHORT = "|".join(word for word in sorted(_NO_PRODUCTS) if re.fullmatch("[A-Za-z]{2,3}", word))
@@ -894,7 +867,8 @@ _TOKEN = re.compile(rf"""\s?(?:
               (?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d]))?)
     | \\?(?P<fn>ln|log|sin|cos|tan|(?<=\\)sec)(?=[xyzt]?(?![A-Za-z]))  # \sin, sin or sinx; 5 sec are seconds
     | (?P<word>(?:{_WRAPPED.pattern}
-                 | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z]))
+                 | (?<![A-Za-z\\])(?:[A-Za-z]{{4,}}|(?<=\s)[A-Za-z]{{3}}|(?:{_SHORT})s?)(?![A-Za-z])
+                 | (?<=\d\ )[mgL](?=[\s^{{}}23]*\Z|/) | (?<=[mi]/)[hs](?![A-Za-z]))
                (?:\s?\^\s?\{{?[23]\}}?)?)  # and its power
     | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))(?:\s?_\s?(?:\{{[\w\s,+-]*\}}|\w))?)
     | (?P<command>\\[A-Za-z]+)
@@ -961,12 +935,12 @@ def _matrix(match):
 
 def _tokens(text):
     text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
-    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)", "°", text)
+    text = re.sub(r"(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ\b|°)|°)(?:\s*C\b)?", "°", text)
     text = re.sub(r"\\pm(?![A-Za-z])", r"+\\pm *", text)  # ± is one more letter, and a factor
     text = re.sub(r"frac\s*(\d)", r"frac{\1}", text)  # \frac12 is 1/2
     text = re.sub(r"(frac\s*\{\d+\})\s*(\d)", r"\1{\2}", text)
     text = re.sub(r"(?<=\d)\s*x\s*(?=10\s*\^)", "*", text)  # 1.5 x 10^3
-    text = re.sub(r"(?<=km|mi)/h\b", "/hour", text)
+    text = re.sub(r"\b(?:an?|each|every)(?= (?:hour|minute|day|week|month|year)\b)", "per", text)
     text = _REPEATING.sub(_repeating, _MIXED.sub(_mixed, _MATRIX.sub(_matrix, text)))
     text = _TUPLE.sub(lambda match: match[0].replace(",", ", "), text)  # (1,200) is a pair
     tokens = []
@@ -976,7 +950,6 @@ def _tokens(text):
         if kind == "word":
             value = re.sub(r"[{}]|\s*(?=\^)", "", _WRAPPED.sub(r"\1", value)).strip()
             kind = "num" if value.isdigit() else _KINDS.get(value.casefold(), "word")
-            kind = "name" if kind == "word" and len(value) == 1 else kind
         elif kind == "name":
             value = re.sub(r"[\s{}]", "", value)
             kind = _KINDS.get(value, kind)
@@ -1103,8 +1076,6 @@ class _Reader:
     def function(self, function):
         """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
         power = self.factor("^") if self.take("^") else _number(1)
-        if power == _number(-1):
-            raise ValueError("an inverse function")
         if self.peek() in _BRACKETS:
             argument = self.factor("")
         else:
@@ -1175,12 +1146,10 @@ def _equation(signs, terms, names):
     """A chain of equations gives its name, or the sum on its left, or nothing, the value that it works out:
     x = 1 + 1 = 2 gives 2, x = 2 = 3 and x = y = 2 no value. What follows ≈ must round that value."""
     name = names[0]
-    if signs == "=" and not name and names[1]:  # 5 = x
-        return _equation(signs, terms[::-1], names[::-1])
     signs = "=" + signs[1:] if name else signs  # x ≈ 0.33 gives x 0.33
     exact = signs.find("≈") + 1 or len(terms)
     has_letter = [isinstance(term, Expression) and len(term.values) > 1 for term in terms]
-    is_named_sum = exact > 2 and not any(has_letter[1:])  # p + q = 1 + 1 = 2
+    is_named_sum = exact > 2 and has_letter[0] and not any(has_letter[1:])  # p + q = 1 + 1 = 2
     worked = terms[1:exact] if name or is_named_sum else terms[:exact]
     value = worked[-1]
     is_formula = not name and has_letter[exact - 1]
@@ -1300,9 +1269,7 @@ def _is_rounding(finite, number, least=0):
     last_place = Fraction(1, 10**places)
     number = Fraction(number)
     lacking = abs(number) - abs(finite)
-    has_the_places = -last_place / 2 <= lacking < last_place
-    has_digits_enough = last_place <= abs(finite) * Fraction(1000, 10**least)
-    return has_the_places and has_digits_enough and number * finite > 0
+    return -last_place / 2 <= lacking < last_place and number * finite > 0
 
 
 def _places(number):
@@ -1337,10 +1304,8 @@ def _bits(number):
 def _letter(name):
     """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
-    ranges = 2 * [(1, 900), (900, 3000), (3000, 12000), (100, 3000)]
-    values = [Fraction(draw.randint(*limits), 997) for limits in ranges]
-    signs = draw.choices((1, -1), k=4)
-    return Expression((*values[:4], *map(operator.mul, values[4:], signs)))
+    tops = 900, 3000, 12000, 3000, 900, 3000, -12000, -3000
+    return Expression(tuple(Fraction(draw.randint(1, abs(top)), 997 if top > 0 else -997) for top in tops))
 
 
 def _apply(operate, *operands):
@@ -1378,7 +1343,6 @@ def _calculate(operate, numbers):
         low, high = sorted(map(abs, map(_decimal, numbers)))
         if 0 < low < high * _RELATIVE:  # too small to be seen in the sum
             return None
-        result = result if abs(result) > high * _ZERO else Fraction(0)
     is_small = _bits(result) <= MAX_BITS if isinstance(result, Fraction) else result.is_finite()
     return result if is_small else None
 
@@ -1391,7 +1355,6 @@ def _decimal(number):
 
 def _sine(x):
     """The power series."""
-    is_rounded = abs(x) > 1  # what is left of sin(pi) is zero, sin(1e-98) is not
     x %= 2 * _PI
     total = term = x
     n = 1
@@ -1399,14 +1362,12 @@ def _sine(x):
         n += 2
         term *= -x * x / (n * (n - 1))
         total += term
-    return Decimal(0) if is_rounded and abs(total) < _ZERO else total
+    return total if abs(total) > _ZERO else Decimal(0)
 
 
 def _power(base, exponent):
     if isinstance(base, Fraction) and exponent.denominator == 1 and _bits(base) * abs(exponent) < MAX_BITS:
         return base ** exponent
-    if base < 0 and isinstance(exponent, Fraction) and exponent.numerator == 1 and exponent.denominator % 2:
-        return -_power(-base, exponent)
     if exponent == 0.5:  # faster
         return _decimal(base).sqrt()
     return _decimal(base) ** _decimal(exponent)

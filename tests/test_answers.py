@@ -535,17 +535,8 @@ B) a ferry <- The most likely answer is B.
 # an explanation in brackets
 B) carbon dioxide <- B) carbon dioxide (CO2)
 B) a ferry <- Final Answer: B) a ferry (the boat that crosses a river).
-# boxes in boxes
-5 <- \boxed{\boxed{5}}
-5 <- So $\fbox{\boxed{5}}$.
-1/2 <- \boxed{ \boxed{\boxed{\frac12}}}
-# the name on the right, and odd roots of negative numbers
-5 <- 5 = x
+# the name on the right
 x=1/2 <- 0.5=x
--2 <- \sqrt[3]{-8}
--2 <- (-32)^{1/5}
--\sqrt[3]{2} <- \sqrt[3]{-2}
-x <- \sqrt[3]{x^3}
 # words before the verb of a box
 25 <- The last two digits are $\boxed{25}$.
 4 <- Twice the side is therefore $\boxed{4}$.
@@ -559,7 +550,6 @@ x <- \sqrt[3]{x^3}
 6 <- $\boxed{6}$ (not $9$).
 6 <- Final Answer: 6. No rounding is needed.
 6 <- The answer is 6.⏎⏎So she has 6 apples.
-B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
 # words after a box, and units that only look like numbers
 6 <- He ate $\boxed{6}$ quarters.
 6 <- $\boxed{6}$ times.
@@ -601,6 +591,33 @@ B) a ferry <- B) a ferry, which crosses the river.
 45 <- So $\angle A$ is 45.
 6 <- He has $\boxed{6}$ more than Tom.
 6 <- The answer is 6.⏎⏎Final check: 2 + 4 = 6
+# any verb, what stands between it and the value, and a circumstance at the end
+24 <- Final Answer: Omar baked 24 cookies.
+150 <- Final Answer: The train travels 150 miles.
+48 <- Final Answer: The farmer will plant 48 trees.
+60 <- Final Answer: Kim has to read 60 pages.
+27 <- Final Answer: There are 27 students in the class.
+120 <- Final Answer: The shop made $120 on Friday.
+30 <- Final Answer: Ben and Kim have 30 cards together.
+260 <- Final Answer: Ann and Tom have together 260 sheep.
+-20 <- The account is at -$20.
+23 <- If two are left out, he has 25 - 2 = 23 jewels.
+# units of one letter, other coins, and what is done each hour or week
+8 <- 8 m
+8 <- 8 m^2
+8 <- 8\text{ m}
+8 <- 8 m/s
+8 <- 8 g
+8 <- 8 L
+8 L <- 8 liters
+8 <- 8 °C
+8 <- 8 mph
+8 <- €8.00
+8 <- £8
+8 <- 8 €
+35 <- 35 hours a week
+35 <- Final Answer: Nina works 35 hours a week.
+60 miles per hour <- 60 miles an hour
 """
 
 DIFFERENT = r"""
@@ -837,6 +854,8 @@ x=5 <- y=5
 3 <- x+y=3
 5 <- x = 5 = 7
 5 <- x = 2 = 5
+12 <- 3 \times 5 = 12 = 12
+12 <- 11 = 12 = 12
 0.34 <- x = \frac13 \approx 0.34
 0.5 <- x = \frac13 \approx 0.5
 (1,2) <- (2,1)
@@ -1493,7 +1512,6 @@ B) a ferry <- The answer is B.⏎⏎B) is wrong because it floats.
 # thoughts in other tags
 7 <- [THINK]\boxed{7}[/THINK] It is 8.
 7 <- <thinking>\boxed{7}</thinking>⏎All pens in the box together are 8.
-7 <- ◁think▷Final Answer: 7◁/think▷The pens in the box together are 8.
 7 <- <|channel|>analysis<|message|>The answer is 7.<|channel|>final<|message|>All of the pens are 8.
 # a value of something else
 7 <- So 2x is 7.
@@ -1555,6 +1573,36 @@ B) a ferry <- I would choose C) a tram over B) a ferry.
 1 <- 1 remainder
 1 <- 1 kilo
 B) a ferry <- B) a ferry, which I doubt.
+# a note that states another value
+7 <- Final Answer: 7. Note that the answer is 8.
+7 <- Final Answer: 7⏎⏎Note: the answer is 8.
+7 <- \boxed{7}. Note that the total is 8.
+7 <- Final Answer: 7. In fact it is 8.
+7 <- Final Answer: 7. So the answer would be 8.
+# verbs that deny, numbers that are no object of a verb, a second one
+7 <- The set excludes 7.
+7 <- We reject 7.
+7 <- It takes 5 hours and 7 minutes
+7 <- 6 hours 7 minutes
+7 <- We add 7.
+7 <- She should have sold 7 cups.
+7 <- He supposedly sold 7 cups.
+7 <- Then she subtracts 7 apples.
+7 <- We multiply by 7.
+7 <- He starts with 7.
+7 <- The answer is unlikely to be 7
+7 <- The answer is 7 in the tens place.
+7 <- It happens 7 in 9 times.
+# letters that are units only at the end, after a space
+8 <- 8m
+8 <- 8 m + 2
+8 <- 8 g - 1
+5 <- 5m^2 + 3m
+8 g <- 8 m
+8 L <- 8 g
+\$8 <- €8
+8 <- €8.50
+a \circ b <- b \circ a
 """
 
 # Equal in truth, not seen: kept here so that a change of mind about one of them shows
@@ -1588,6 +1636,11 @@ harbour <- the harbour
 0.33 <- x=\frac13\approx0.33
 6 <- f(2) = 6
 3 <- 3 \text{ and } 3
+5 <- 5 = x
+5 <- \boxed{\boxed{5}}
+-2 <- \sqrt[3]{-8}
+B) a ferry <- The answer is **B**.⏎⏎A) is wrong because a tram needs rails.
+8m <- 8 m
 """
 
 
