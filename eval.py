@@ -1076,6 +1076,8 @@ class _Reader:
     def function(self, function):
         """The power and the argument of a named function: `\\sin^2 x`, `\\cos 2x`."""
         power = self.factor("^") if self.take("^") else _number(1)
+        if power == _number(-1):
+            raise ValueError("an inverse function")
         if self.peek() in _BRACKETS:
             argument = self.factor("")
         else:
