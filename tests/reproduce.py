@@ -4,7 +4,7 @@
     python tests/reproduce.py --out CELLS                       # all; can be stopped and continued
     python tests/reproduce.py --out CELLS --only methods fig7   # some of PARTS, in this order
     python tests/reproduce.py --out CELLS --quick               # two seeds, four methods, nothing tuned
-    python tests/reproduce.py --out CELLS --report assets/results.json      # what is done; README's tables
+    python tests/reproduce.py --out CELLS --report assets/results.json  # what is done, and the tables of it
 
 A *cell* is one piece of work with all its Settings: it becomes a JSON file in CELLS when done, and is not
 done again. Each seed has a base of its own, trained like the demo's, whose demonstrations skip steps, and for
@@ -913,7 +913,7 @@ PARTS = {part.__name__: part for part in (methods, fig5, fig6, fig4b, multiplici
 QUICK = ("dvo", "dvo-even", "rft", "kto")
 
 
-# ---------------------------------------------------------------- the README's tables
+# ---------------------------------------------------------------- the tables of assets/results.md
 
 
 def points(difference):

@@ -8,6 +8,7 @@ import contextlib
 import doctest
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,3 +354,11 @@ def test_a_report_runs_nothing_and_says_what_is_missing(tmp_path):
     trained = cells.path("train", Settings(lr=1e-3))
     trained.write_text('{"dev": 0.5}')
     assert reproduce.sweep(cells) == {"train lr=0.001": 0.5}
+
+
+def test_the_tables_of_the_repository_are_those_of_its_numbers():
+    assets = Path(reproduce.__file__).parents[1] / "assets"
+    found = json.loads((assets / "results.json").read_text())
+    text = (assets / "results.md").read_text(encoding="utf-8")
+    for line in (*reproduce.table_of_methods(found["methods"]), *reproduce.table_of_claims(found)):
+        assert line in text
