@@ -746,7 +746,7 @@ def compare(model):
 def decoded(model, prompt, answers, layers, dtype):
     """Logits (2, 4, V) of the last token of the prompt and of the answers, as the engine computes them: in
     lane 1, the prompt in two parts, the answers as siblings 0 and 2 of 3."""
-    cache = Cache(layers, dtype, model.device, lanes=2, siblings=3, columns=64)
+    cache = Cache(layers, dtype, model.device, max_lanes=2, siblings=3, columns=64)
     cache.resize(32, {})
     prefill(model, cache, 1, 0, prompt[:3].tolist())
     prefill(model, cache, 1, 3, prompt[3:5].tolist())
@@ -876,10 +876,10 @@ class Cache:
     """
     CALL = 400                # a call of attention costs a CPU as much as so many columns of one sibling
 
-    def __init__(self, layers, dtype, device, *, lanes, siblings, columns):
+    def __init__(self, layers, dtype, device, *, max_lanes, siblings, columns):
         """layers: of each layer the (heads, size) of its keys and of its values; columns: of all lanes."""
-        self.lanes = lanes
-        self.siblings = siblings
+        self.max_lanes = max_lanes
+        self.G = siblings                       # in a lane; a job may have more, and take several lanes
         self.heads = layers[0][0][0]
         self.columns = columns
         self.device = device
@@ -900,7 +900,7 @@ class Cache:
 
     def room(self):
         """How many lanes there are at this stride."""
-        return min(self.lanes, self.columns // self.stride) if self.stride else 0
+        return min(self.max_lanes, self.columns // self.stride) if self.stride else 0
 
     def resize(self, stride, used):
         """Give lanes another stride. used: {lane: its columns in use}. Returns the new number of each."""
@@ -964,7 +964,7 @@ def decode(model, cache, table):
     tokens it has drawn. The other x rows, its random words, come back on the device: so a forward copies to
     it once."""
     lanes, firsts, alive = np.unique(table[1], return_index=True, return_counts=True)
-    G = cache.siblings
+    G = cache.G
     columns_of = table[3] + table[4] * G + table[2] + 1             # of each sample, its new one included
     used = np.maximum.reduceat(columns_of, firsts)                  # of each lane
     used = np.minimum(cache.stride, -(-used // 16) * 16)            # kernels like whole blocks
@@ -992,7 +992,7 @@ def decode(model, cache, table):
 def lane_by_lane(cache, lanes, alive, used):
     """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
     whose threads a single lane keeps busy, which has work for as many threads as heads."""
-    in_one_call = (lanes[-1] + 1) * cache.siblings * used.max()     # columns that are attended to
+    in_one_call = (lanes[-1] + 1) * cache.G * used.max()     # columns that are attended to
     spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
     return lane_fills_threads and spared > cache.CALL * len(lanes)
@@ -1147,13 +1147,13 @@ class Scheduler:
         """Whether there is memory, if need be alone, for samples after paths of start to deepest columns."""
         # A deeper path needs more, until the context leaves its samples fewer tokens than max_tokens
         worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
-        return worst + self.cache.siblings * self.limit(worst) <= self.cache.columns
+        return worst + self.cache.G * self.limit(worst) <= self.cache.columns
 
     def used(self):
         """{lane: its columns in use}, without those of the coming token."""
         used = {}
         for draft in self.drafts:
-            columns = draft.start + len(draft.tokens) * self.cache.siblings
+            columns = draft.start + len(draft.tokens) * self.cache.G
             used[draft.lane] = max(columns, used.get(draft.lane, 0))
         return used
 
@@ -1165,7 +1165,7 @@ class Scheduler:
             return True
         columns = max(columns, *used.values(), 0)
         most = self.cache.columns // lanes
-        if most < columns or lanes > self.cache.lanes:
+        if most < columns or lanes > self.cache.max_lanes:
             return False
         generous = -(-columns * 5 // 4 // 64) * 64
         numbers = self.cache.resize(min(most, generous), used)
@@ -1173,9 +1173,9 @@ class Scheduler:
             draft.lane = numbers[draft.lane]
         return True
 
-    def next(self):
+    def next_job(self):
         """(job, lane) to start now; None if there is none or no room."""
-        G = self.cache.siblings
+        G = self.cache.G
         if not self.waiting or len(self.drafts) + G > self.max_live:
             return None
         start = self.waiting[0].start
@@ -1190,7 +1190,7 @@ class Scheduler:
         given_up = []
         while True:
             used = self.used()
-            if self.provide(max(used.values()) + self.cache.siblings, len(used)):
+            if self.provide(max(used.values()) + self.cache.G, len(used)):
                 return given_up
             last = max(draft.job for draft in self.drafts)
             given_up += [draft for draft in self.drafts if draft.job is last]
@@ -1303,7 +1303,8 @@ class Engine:
         self.numbers = count()                  # of the jobs
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
         self.cache, self.store = take_memory(self, context)
-        self.schedule = Scheduler(self.cache, self.slots * self.siblings, self.max_tokens, context)
+        parts = math.ceil(self.siblings / self.cache.G)
+        self.schedule = Scheduler(self.cache, self.slots * parts * self.cache.G, self.max_tokens, context)
 
     def restart(self):
         """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
@@ -1316,7 +1317,7 @@ class Engine:
         """Let `job` wait for lanes; its `samples` become the result."""
         number = next(self.numbers)
         samples = [None] * self.siblings
-        for first in range(0, self.siblings, self.cache.siblings):
+        for first in range(0, self.siblings, self.cache.G):
             order = job.order, number, first
             part = replace(job, samples=samples, first=first, order=order)
             heapq.heappush(self.schedule.waiting, part)
@@ -1324,7 +1325,7 @@ class Engine:
     @torch.no_grad()
     def advance(self):
         """Start jobs, draw one token for every live sample, and return the jobs that this completed."""
-        while begun := self.schedule.next():
+        while begun := self.schedule.next_job():
             self.begin(*begun)
         if not self.schedule.drafts:
             return []
@@ -1354,7 +1355,7 @@ class Engine:
         words = random_words(key, self.max_tokens, self.siblings)
         # A step of a given number of tokens may have ended amid a line: its text goes on.
         text = self.ending.text_of(job.said) if self.format.step_tokens else ""
-        mine = job.samples[job.first:job.first + self.cache.siblings]
+        mine = job.samples[job.first:job.first + self.cache.G]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
                 own = words[job.first + sibling]
@@ -1384,7 +1385,7 @@ class Engine:
         if end == "step":
             key = hash_tokens(draft.job.path[-1][0], draft.tokens)
             first = draft.lane * self.cache.stride + draft.start + draft.sibling
-            segment = self.cache.take(first, len(draft.tokens), every=self.cache.siblings)
+            segment = self.cache.take(first, len(draft.tokens), every=self.cache.G)
             self.store.keep(key, segment, goes_first=True)
             draft.job.keys.add(key)
 
@@ -1421,15 +1422,15 @@ def take_memory(engine, context):
     siblings = -(-engine.siblings // parts)
     # In spare lanes further jobs take the place of samples that finish; whole responses need the columns.
     spare = 0 if engine.whole else engine.slots // 2
-    lanes = parts * (engine.slots + spare)
+    max_lanes = parts * (engine.slots + spare)
     budget = engine.kv_budget
     if budget is None:
         budget = 0.5 * free_memory(model.device)
     one_job = column_bytes * (1024 + siblings * engine.max_tokens)  # after a path of usual length
     share = min(budget, max(budget / 2, one_job))
-    most = lanes * (context + siblings * engine.max_tokens)
+    most = max_lanes * (context + siblings * engine.max_tokens)
     columns = min(int(share / column_bytes), most)
-    cache = Cache(layers, dtype, model.device, lanes=lanes, siblings=siblings, columns=columns)
+    cache = Cache(layers, dtype, model.device, max_lanes=max_lanes, siblings=siblings, columns=columns)
     return cache, Store(budget - cache.nbytes)
 
 

@@ -693,7 +693,7 @@ def test_lanes_move_without_a_loss():
     common = 2, 3                               # heads, and their size
     other = 1, 4
     layers = [(common, common), (other, common)]
-    cache = mcts.Cache(layers, torch.float32, torch.device("cpu"), lanes=6, siblings=2, columns=120)
+    cache = mcts.Cache(layers, torch.float32, torch.device("cpu"), max_lanes=6, siblings=2, columns=120)
     three, one = cache.blocks
     assert (three.shape, one.shape) == ((3, 2, 120, 3), (1, 1, 120, 4))
     for block in cache.blocks:
