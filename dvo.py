@@ -176,7 +176,8 @@ def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z
     """
     expect_shape(path.shape[1:], policy=policy, reference=reference)
     expect_shape(path.shape[:1], correct=correct)
-    expect_shape(torch.Size(), z0=torch.as_tensor(z0))
+    z0 = torch.as_tensor(z0).detach()
+    expect_shape(torch.Size(), z0=z0)
     gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
     weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
     return weight * torch.sigmoid(torch.where(correct, -gain, gain))    # lambda - lambda * sigmoid(+-gain)
@@ -412,8 +413,8 @@ class Critic(nn.Module):
         super().__init__()
         self.lm = lm
         self.device = policy.device
+        width = lm.get_output_embeddings().weight.shape[1]
         lm.set_output_embeddings(nn.Identity())                     # nobody asks it for words
-        width = lm.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, device=lm.device, dtype=lm.dtype)
         if policy.recompute:
             recompute_blocks(lm)
@@ -832,17 +833,15 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, max_token
 def add_reference(policy, examples, max_tokens, shard_search=False):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round, so
     no second model is kept. (What the search stored was computed in other batches, with other roundings.)
-    Returns by how many nats a token that differs from it."""
-    distance = 0.0
-    num_tokens = 0.0
+    Returns by how many nats a token that differs from it, in the worst example."""
+    distances = []
     found = forward_all(policy, examples, "reference", max_tokens, shard_search)
     for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
         e.reference = reference
-        distance += difference.abs().sum().item()
-        num_tokens += e.tokens[packed].sum().item()
-    return distance / max(1.0, num_tokens)
+        distances.append(difference.abs().sum() / e.tokens[packed].sum().clamp(min=1))
+    return max(map(float, distances), default=0.0)
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs
@@ -1217,7 +1216,8 @@ class Run:
                 old = json.loads(config.read_text())
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            others = {path.name for path in self.folder.iterdir()} - {config.name, new.name, "log.jsonl"}
+            own = config, new, self.folder / "log.jsonl"
+            others = [path for path in self.folder.rglob("*") if path.is_file() and path not in own]
             is_run = config.exists() and isinstance(old, dict) and "objective" in old
             if not is_run and (others or config.exists()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
@@ -1263,7 +1263,8 @@ class Run:
     def result(self, stage, of_round=None):
         """What a stage found, empty if it is not done."""
         path = self.file(f"{stage}.json", of_round)
-        return json.loads(path.read_text()) if path.exists() else {}
+        with told(f"read {path}", "delete it, and that stage is done again", (OSError, ValueError)):
+            return json.loads(path.read_text()) if path.exists() else {}
 
     def files(self, name):
         """What ranks have written as NAME.rank*.jsonl in the current round."""
@@ -1578,8 +1579,8 @@ def train_round(run):
     if args.targets == "value-model":
         value_by_model(run, examples)
     distance = add_reference(policy, examples, args.micro_tokens, args.shard_search)
-    if not distance < 0.1:                                          # nor if it is NaN
-        raise InputError("these trees were not sampled from this model: its log-probs differ by "
+    if not distance < 0.25:                                         # nor if it is NaN
+        raise InputError("these trees, or some, were not sampled from this model: its log-probs differ by up to "
                          f"{distance:.2f} nats a token; give the model that searched them")
     seed = args.seed + run.round
     steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
@@ -1712,13 +1713,16 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
     """Rows of TRL's trainers, conversational: "dpo" (prompt, chosen, rejected), "kto" (prompt, completion,
     label) or "sft" (prompt, completion), of the paths that the same objective trains on here. Each solution
     is decoded as a whole, never joined from its steps."""
+    text_of = mcts.decoder(tokenizer)
     for tree in trees:
         prompt = [{"role": "system", "content": format.instruction},
                   {"role": "user", "content": tree.question}]
+        if tokenizer.chat_template is not None:                     # which may want that in other turns
+            prompt, _ = mcts.chat(tokenizer, format.instruction, [tree.question])
 
         def turn(path):
             tokens = [token for i in path for token in tree.nodes[i].tokens]
-            return [{"role": "assistant", "content": tokenizer.decode(tokens, **mcts.PLAIN).strip()}]
+            return [{"role": "assistant", "content": text_of(tokens).strip()}]
 
         draw = path_pairs if kind == "dpo" else draw_paths
         right, wrong = draw(tree, n, seed)
@@ -1980,9 +1984,11 @@ def load_data(args):
     for task in args.eval_data:
         eval_sets[task] = tasks.load_problems(task, split="test", limit=args.eval_limit)
     if args.trees:
-        return [], eval_sets
-    problems = tasks.load_problems(args.data, split="train", seed=args.seed)
-    trained_on = {p["question"] for p in problems}
+        problems = []
+        trained_on = {tree.question for path in args.trees for tree in mcts.read_trees(path)}
+    else:
+        problems = tasks.load_problems(args.data, split="train", seed=args.seed)
+        trained_on = {p["question"] for p in problems}
     tested = itertools.chain(*eval_sets.values())
     both = sum(p["question"] in trained_on for p in tested)
     if both and rank() == 0:

@@ -96,8 +96,9 @@ def resolved(setting):
 def check_range(**settings):
     """Raise InputError for the first of name=(value, least) that is too small; None stands for a default."""
     for name, (value, least) in settings.items():
-        if value is not None and not value >= least:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, but must be at least {least:g}")
+        if value is not None and not least <= value < math.inf:
+            needed = "finite" if value == math.inf else f"at least {least:g}"
+            raise InputError(f"--{name.replace('_', '-')} is {value}, but must be {needed}")
 
 
 # Tasks: how one row of each becomes a question and an answer, and where its files come from ---------------
@@ -105,6 +106,8 @@ def check_range(**settings):
 
 def _pair(row, seed):
     question, answer = row["question"], row["answer"]
+    if row.get("options") or row.get("choices"):
+        raise ValueError("its options are apart; write them into the question, a letter before each")
     if not isinstance(answer, str):
         return question, str(answer) if type(answer) in (int, float) else answer
     if "####" in answer:
@@ -1415,6 +1418,8 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
         if isinstance(drawn, list):
             drawn = enumerate(drawn)
         for i, responses in drawn:
+            if len(responses) not in (0, trials):
+                raise InputError(f"the sampler gave {len(responses)} responses to a question, not {trials}")
             record = judge(asked[i], responses, marker)
             if settings:
                 record["settings"] = settings
@@ -1546,8 +1551,9 @@ def write_line(file, record: dict):
 
 
 def read_lines(path: str | Path) -> Iterator:
-    """The records of a JSON Lines file; none without a file. Raises InputError for a line that is no JSON."""
-    if os.path.exists(path):
+    """The records of a JSON Lines file; none without a file, or of a device, which may have no end. Raises
+    InputError for a line that is no JSON."""
+    if os.path.isfile(path):
         yield from (record for _, record in _rows(path))
 
 

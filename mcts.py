@@ -143,7 +143,7 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
     if quoted:                                  # their places for now, see `encode`
         said = [f"\ue000{n}\ue001" for n in range(len(quoted))]
     if tokenizer.chat_template is not None:
-        text = chat(tokenizer, format.instruction, said)
+        _, text = chat(tokenizer, format.instruction, said)
         return encode(tokenizer, text, quoted, add_special_tokens=False)
     *shown, question = said
     text = f"{format.instruction}\n\n"
@@ -157,10 +157,10 @@ SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # put
 
 
 def chat(tokenizer, instruction, said):
-    """The text of a conversation in which user and assistant have `said` that in turn. Some templates refuse
-    a system turn, some drop it without a word: then the first user turn says it all. Raises InputError if
-    instruction or question are left out even so. In templates that tell the date it is always the same: else
-    the trees of a run that goes on tomorrow would be others."""
+    """The turns, and the text, of a conversation in which user and assistant have `said` that in turn. Some
+    templates refuse a system turn, some drop it without a word: then the first user turn says it all. Raises
+    InputError if instruction or question are left out even so. In templates that tell the date it is always
+    the same: else the trees of a run that goes on tomorrow would be others."""
     roles = cycle(("user", "assistant"))
     first, *later = [dict(role=role, content=text) for role, text in zip(roles, said)]
     system = dict(role="system", content=instruction)
@@ -175,7 +175,7 @@ def chat(tokenizer, instruction, said):
                 for part in instruction, said[-1]:
                     if part.strip() not in text:
                         raise ValueError(f"it leaves out {part[:40]!r}")
-                return text
+                return start + later, text
         except InputError:
             if start is openings[-1]:
                 raise
@@ -198,6 +198,19 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
         if ids[-1:] == [tokenizer.eos_token_id] and not piece.endswith(tokenizer.eos_token):
             ids.pop()
     return ids
+
+
+def decoder(tokenizer) -> Callable:
+    """The function from token ids to their text: without special tokens, but for those that mark thoughts."""
+    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    dropped = {i for i, text in special.items() if not re.search("think|thought|reason", text, re.I)}
+    if len(dropped) == len(special):
+        return functools.partial(tokenizer.decode, **PLAIN)
+
+    def text_of(tokens):
+        kept = [token for token in tokens if token not in dropped]
+        return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    return text_of
 
 
 def fingerprint(tokenizer) -> str:
@@ -317,6 +330,11 @@ class Tree:
             if not 0 <= node.parent < len(tree.nodes):
                 raise ValueError("a parent must come before its children")
             tree.add(node)
+        texts = [tree.question, tree.answer, *map(attrgetter("text"), tree.nodes)]
+        has_texts = all(isinstance(text, str) for text in texts)
+        has_steps = all(node.tokens for node in others)
+        if not (has_texts and has_steps and tree.prompt and isinstance(tree.config, dict)):
+            raise ValueError("a text, a step, the prompt or the config is missing")
         return tree
 
 
@@ -460,6 +478,8 @@ def load_model(name: str, device=None, dtype: str | None = None):
     if getattr(config, "quantization_config", None):
         raise InputError(f"{name} is quantised and cannot be trained: give the model that it was made from")
     tokenizer = load("tokenizer", AutoTokenizer.from_pretrained, name)
+    if os.path.exists(os.path.join(name, "generation_config.json")):        # else a torn one is passed over
+        load("generation config", GenerationConfig.from_pretrained, name)
     model = load_weights(name, config, device, dtype)
     highest = max(tokenizer.get_vocab().values(), default=0)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -486,6 +506,11 @@ def load_weights(name, config, device, dtype):
     if unknown := sorted(report["unexpected_keys"]):
         print(f"{name}: its config.json has no place for {len(unknown)} of its weights, such as {unknown[0]}",
               file=sys.stderr)
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = config.get_text_config().tie_word_embeddings and type(model)._tied_weights_keys
+    if is_tied and None not in ends and ends[0].weight is not ends[1].weight:       # ranks would tie them
+        raise InputError(f"the config of {name} ties the head to the embeddings, but its weights have both: set "
+                         "tie_word_embeddings to false in config.json, or delete lm_head from the weights")
     with told(f"move {name} to {device}", "take a smaller one, or more GPUs", torch.OutOfMemoryError):
         return model.to(device)
 
@@ -635,7 +660,7 @@ def context_length(model) -> int:
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "longrope" in str(rope):                 # its frequencies depend on the longest sequence of a call
         limits.append(getattr(config, "original_max_position_embeddings", None))
-        limits.append(rope.get("original_max_position_embeddings"))
+        limits += map(int, re.findall(r"'original_max_position_embeddings': (\d+)", str(rope)))    # of any layer
     if "served" in vars(model):
         limits.append(model.served.window)
     return min(filter(None, limits), default=sys.maxsize)
@@ -1204,7 +1229,7 @@ class Ending:
     def __init__(self, engine, context):
         self.engine = engine
         self.context = context
-        self.text_of = functools.partial(engine.tokenizer.decode, **PLAIN)
+        self.text_of = decoder(engine.tokenizer)
         self.eos = eos_tokens(engine.model, engine.tokenizer)
         size = engine.model.served.vocabulary
         self.texts = vocabulary_texts(engine.tokenizer, len(engine.tokenizer), size)
@@ -1891,19 +1916,20 @@ def search_file(args):
     with open_lines(args.out) as out:
         left = not_searched(problems[rank::world], args.out, settings | {"model": args.model})
         model, tokenizer = load_model(args.model, args.device, args.dtype)
+        not_searched(left, args.out, {"tokenizer": fingerprint(tokenizer)})
         total = len(left) * args.iterations
         with tasks.progress("search", total, "iteration", disable=rank > 0) as bar:
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 tree.config["model"] = args.model
                 write_line(out, tree.record())
-    found = explain(describe(read_trees(args.out)))
+    found = explain(describe(read_trees(args.out))) if os.path.isfile(args.out) else ""
     print(f"{args.out}: {len(left)} questions searched now; {found}", file=sys.stderr)
 
 
 def not_searched(problems, path, settings):
     """Those of `problems` that have no tree in the file, whose trees must have the same settings."""
     there = Counter()
-    for tree in read_trees(path):
+    for tree in read_trees(path) if os.path.isfile(path) else ():       # a device may have no end
         there[tree.question] += 1
         for name in settings.keys() & tree.config.keys():
             if tasks.resolved(settings[name]) != tasks.resolved(tree.config[name]):

@@ -692,7 +692,7 @@ def test_a_search_says_how_solutions_ended_and_what_to_change(trees, words):
     ("kto", "completion", "completion"),
     ("sft", "completion", None)])
 def test_trees_become_rows_for_other_trainers(kind, right, wrong, run_folder, tmp_path):
-    """Whole solutions, each graded as its field says."""
+    """Whole solutions, each graded as its field says, after the turns that make the prompt of the search."""
     trees = run_folder / "round1" / "trees.rank0.jsonl"
     command("--trees", trees, "--export", kind, "--out", tmp_path / "rows.jsonl")
     answers = {tree.question: tree.answer for tree in mcts.read_trees(trees)}
@@ -701,14 +701,14 @@ def test_trees_become_rows_for_other_trainers(kind, right, wrong, run_folder, tm
     found = set()
     for row in rows:
         assert row.keys() == fields
-        system, user = row["prompt"]
-        assert system == {"role": "system", "content": mcts.Format().instruction}
-        assert user["role"] == "user"
+        [user] = row["prompt"]                  # the template drops a system turn
+        instruction, _, question = user["content"].rpartition("\n\n")
+        assert (user["role"], instruction) == ("user", mcts.Format().instruction)
         for name, is_right in (right, row.get("label", True)), (wrong, row.get("label", False)):
             if name:
                 [turn] = row[name]
                 assert turn["role"] == "assistant"
-                assert tasks.grade(turn["content"], answers[user["content"]]) == is_right
+                assert tasks.grade(turn["content"], answers[question]) == is_right
                 found.add(is_right)
     assert found == ({True} if kind == "sft" else {True, False})
 
@@ -720,11 +720,15 @@ def test_kto_rows_are_of_solved_questions_unless_asked(tok):
     assert len(list(dvo.export([tree], "kto", tok, **how, keep_unsolved=True))) == 2
 
 
-def test_rows_ask_in_the_format_of_the_run(tok):
+def test_rows_ask_in_the_format_of_the_run():
     lines = mcts.Format(step_end="\n")
     tree = tiny.tree("0 right", "0 wrong")
+    tok = tiny.tokenizer(chat=False)
     [row] = dvo.export([tree], "sft", tok, n=1, seed=0, format=lines)
-    assert row["prompt"][0]["content"] == lines.instruction != mcts.Format().instruction
+    system, user = row["prompt"]
+    assert system == {"role": "system", "content": lines.instruction}
+    assert lines.instruction != mcts.Format().instruction
+    assert user == {"role": "user", "content": "q"}
 
 
 def test_an_export_of_nothing_says_why(tmp_path, monkeypatch, capsys):
@@ -772,7 +776,7 @@ def test_another_format_is_another_run(tmp_path, args):
     args.seed = 1
     dvo.Run(tmp_path / "run", args).lines.close()
     args.seed = 2                                                   # nothing is lost: it has not begun
-    dvo.Run(tmp_path / "run", args).file("trees")
+    dvo.Run(tmp_path / "run", args).file("trees").touch()
     dvo.Run(tmp_path / "run", args).lines.close()
     args.format = mcts.Format(step_end="\n")
     with pytest.raises(tasks.InputError, match="a run with other settings .format was .* and is"):

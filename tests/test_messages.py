@@ -443,6 +443,13 @@ def test_a_full_disk_in_the_words_of_torch():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
+@pytest.mark.parametrize("script", ["mcts", "eval"])
+def test_records_to_a_full_disk(script, files, out):
+    told = ends(files, script, "--out /dev/full", 2)
+    assert "cannot write to /dev/full (No space left" in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk here")
 @pytest.mark.parametrize("script, more", [
     ("mcts", "- --show TREES"), ("mcts", "- --html TREES"), ("eval", "")])
 def test_output_to_a_full_disk(script, more, files, out):

@@ -115,6 +115,7 @@ def test_a_row_of_the_hub_is_known_by_its_form(row, tmp_path):
 def test_a_device_is_no_file_of_records():
     """It is not read to its end, which it may not have."""
     tasks.open_lines("/dev/zero").close()
+    assert not list(tasks.read_lines("/dev/zero"))
 
 
 def test_a_json_list_reads_like_json_lines(tmp_path):
