@@ -507,7 +507,7 @@ def load_weights(name, config, device, dtype):
         print(f"{name}: its config.json has no place for {len(unknown)} of its weights, such as {unknown[0]}",
               file=sys.stderr)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    is_tied = config.get_text_config().tie_word_embeddings and type(model)._tied_weights_keys
+    is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False) and type(model)._tied_weights_keys
     if is_tied and None not in ends and ends[0].weight is not ends[1].weight:       # ranks would tie them
         raise InputError(f"the config of {name} ties the head to the embeddings, but its weights have both: set "
                          "tie_word_embeddings to false in config.json, or delete lm_head from the weights")

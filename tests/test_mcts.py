@@ -20,6 +20,7 @@ import shutil
 import sys
 import threading
 from itertools import chain, repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ import tokenizers
 import torch
 import transformers
 from pytest import approx as about
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 import tiny
@@ -1369,6 +1370,21 @@ def test_examples_are_shown(tok):
     three = mcts.build_prompt(tok, "1?", [("2?", "2")] * 3, format)
     none = mcts.build_prompt(tok, "1?", format=format)
     assert (tok.decode(three), tok.decode(none)) == ("3 1?", "0 1?")
+
+
+def test_special_tokens_around_a_thought_are_seen():
+    """Else a marker that the thought quotes would announce an answer."""
+    tok = tiny.tokenizer()
+    tok.add_tokens([AddedToken(text, special=True) for text in ("[THINK]", "[/THINK]")])
+    text = "[THINK] So [/THINK] 7"
+    assert mcts.decoder(tok)(tok(text + tiny.END).input_ids) == text
+
+
+def test_the_context_of_a_longrope_in_some_layers():
+    rope = {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 64}}
+    config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=512)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert mcts.context_length(model) == 64
 
 
 def test_special_tokens_in_a_question_are_text(tok):

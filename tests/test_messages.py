@@ -49,6 +49,7 @@ TEXTS = {
     "BROKEN": rows("Add 3 to 4.") + "not json\n",
     "NO_ANSWER": '{"question": "Add 1."}\n',
     "BLANK": '{"question": " ", "answer": "1"}\n',
+    "OPTIONS": '{"question": "Which?", "options": ["a", "b"], "answer": "B"}\n',
     "SOLUTION": '{"question": "1 + 1?", "answer": "The answer is 2."}\n',
     "EMOJI": rows("Add 3 \ud83d to 4."),
     "LONG": rows("Add 3. " * 999),
@@ -120,6 +121,8 @@ DAMAGE = {                                                          # of a model
     "own code": (lambda f: spoil_config(f, model_type="m", auto_map={"AutoConfig": "m.M"}), "never run"),
     "template that raises": (raise_in_template, "chat template (no turns at all)"),
     "NaN": (put_nan, "NaN"),
+    "tied": (lambda f: spoil_config(f, tie_word_embeddings=True), "weights have both"),
+    "torn ends": (lambda f: (f / "generation_config.json").write_text('{"eos'), "the generation config of"),
 }
 
 
@@ -239,6 +242,8 @@ ARGUMENTS = table(
     ("dvo mcts", "--candidates 2 --breadth 3", "--candidates is 2"),
     ("dvo", "--beta -1", "--beta is -1"),
     ("dvo", "--beta 0", "--beta is 0"),
+    ("dvo", "--beta inf", "--beta is inf, but must be finite"),
+    ("dvo mcts", "--kv-budget inf", "--kv-budget is inf, but must be finite"),
     ("dvo", "--rounds -1", "--rounds is -1"),
     ("dvo", "--value-lr -1", "--value-lr is -1"),
     ("dvo", "--level response --objective dpo", "--objective dvo only"),
@@ -270,6 +275,8 @@ ARGUMENTS = table(
     (ALL, "--data NO_ANSWER", "NO_ANSWER, line 1: it lacks 'answer'"),
     (ALL, "--data BLANK", "BLANK, line 1: the question or the answer is empty"),
     (ALL, "--data SOLUTION", "SOLUTION, line 1: the answer looks like a solution"),
+    (ALL, "--data OPTIONS", "OPTIONS, line 1: its options are apart"),
+    ("dvo", "--trees NOWHERE --eval-data", "cannot read trees from NOWHERE"),
     ("dvo", "--eval-data BROKEN", "BROKEN, line 2: not JSON"),
     (ALL, "--out FILE/out", "FILE/out"),
     ("mcts eval", "--out NOWHERE/out", "cannot write to NOWHERE/out"),

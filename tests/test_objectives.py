@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
+import transformers
 from pytest import approx as about
 from torch import tensor
 
@@ -623,6 +624,15 @@ def test_the_critic_recovers_the_values_of_a_solvable_tree():
         for i, expected in (0, 0), (1, 0.5), (6, -0.5):
             assert example.value[i].item() == expected              # of the search
             assert value[i].item() == about(expected, abs=0.1)
+
+
+def test_a_critic_is_as_wide_as_what_the_head_reads():
+    config = transformers.OPTConfig(vocab_size=40, hidden_size=32, word_embed_proj_dim=16, ffn_dim=32,
+                                    num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=64)
+    lm = transformers.AutoModelForCausalLM.from_config(config).eval()
+    tree = solvable(0)
+    [values] = dvo.make_critic(dvo.Policy(lm))(packs=[dvo.pack(tree, [tree.path(2)])])
+    assert values.shape == (len(tree.nodes),)
 
 
 def test_values_are_those_of_one_plain_row():

@@ -577,6 +577,13 @@ def test_the_command(trials, spread, cut, tmp_path, monkeypatch, capsys):
         assert ("100%" in shown.err) != is_repeated, "the bar has come to its end"
 
 
+def test_as_many_responses_as_trials():
+    problems = [{"question": "2+2?", "answer": "4"}]
+    for n in 1, 5:
+        with pytest.raises(tasks.InputError, match=f"gave {n} responses to a question, not 2"):
+            tasks.evaluate(lambda asked, n, drawn=n: [["4"] * drawn], problems, trials=2)
+
+
 def test_responses_of_other_settings_are_not_taken_for_these(tmp_path):
     """Else the accuracy of one model would be printed for another."""
     problems = [{"question": "2+2?", "answer": "4"}]
