@@ -112,7 +112,8 @@ class Format:
     def parted(self, response):
         """The response without its thoughts, parted at its markers. Bold may end before the colon of a marker;
         the usual one counts in any case, as for the judge; none counts before a closing quotation mark."""
-        beginning, last = map(re.escape, (self.marker[:-1], self.marker[-1]))
+        beginning = re.escape(self.marker[:-1])
+        last = re.escape(self.marker[-1])
         any_case = re.IGNORECASE if self.marker == MARKER else 0
         return re.split(rf"{beginning}\**{last}(?![\"'`”’])", visible(response), flags=any_case)
 
@@ -202,9 +203,10 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
 
 def decoder(tokenizer) -> Callable:
     """The function from token ids to their text: without special tokens, but for those that mark thoughts."""
-    special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    dropped = {i for i, text in special.items() if not re.search("think|thought|reason", text, re.I)}
-    if len(dropped) == len(special):
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    of_thoughts = re.compile("think|thought|reason", re.I)
+    dropped = {i for i in special if not of_thoughts.search(str(tokenizer.added_tokens_decoder[i]))}
+    if dropped == special:
         return functools.partial(tokenizer.decode, **PLAIN)
 
     def text_of(tokens):
@@ -325,12 +327,13 @@ class Tree:
         data = json.loads(line)
         stored = [{"count": 1} | node for node in data["nodes"]]    # older files do not count
         root, *others = [Node(**{name: node[name] for name in STORED}) for node in stored]
-        tree = cls(data["question"], data["answer"], data["prompt"], data["config"], [root])
+        texts = data["question"], data["answer"]
+        tree = cls(*texts, data["prompt"], data["config"], nodes=[root])
         for node in others:
             if not 0 <= node.parent < len(tree.nodes):
                 raise ValueError("a parent must come before its children")
             tree.add(node)
-        texts = [tree.question, tree.answer, *map(attrgetter("text"), tree.nodes)]
+        texts = [*texts, *map(attrgetter("text"), tree.nodes)]
         has_texts = all(isinstance(text, str) for text in texts)
         has_steps = all(node.tokens for node in others)
         if not (has_texts and has_steps and tree.prompt and isinstance(tree.config, dict)):
@@ -402,8 +405,11 @@ def expand(tree, leaf, samples, breadth):
     actions = {}
     for s in samples:
         actions.setdefault((s.text, s.end), []).append(s)
-    by_logprob = sorted(actions.values(), key=lambda group: group[0].logprob, reverse=True)
-    likeliest = by_logprob[:breadth]
+
+    def logprob_of(group):
+        return group[0].logprob
+
+    likeliest = sorted(actions.values(), key=logprob_of, reverse=True)[:breadth]
     children = []
     for group in actions.values():
         if group in likeliest:
@@ -759,8 +765,10 @@ def compare(model):
         dtypes.append(k.dtype)
         return attention(layer, window, q, k, v, scaling)
     hidden = hidden_states(lm, tokens[None], position, recorded)
-    is_exact = layers and same(decoded(model, prompt, answers, layers, dtypes[0]), plain[:, 5:])
-    if not is_exact:
+    if not layers:
+        raise NotImplementedError(why_not(model, 0))
+    drawn = decoded(model, prompt, answers, layers, dtypes[0])
+    if not same(drawn, plain[:, 5:]):
         raise NotImplementedError(why_not(model, len(layers)))
     expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
     if not same(logits_of(lm)(hidden[0]), expected):
@@ -778,8 +786,10 @@ def decoded(model, prompt, answers, layers, dtype):
     inputs = torch.cat((prompt[5:].expand(2, 1), answers), 1)       # (2, 4)
     logits = []
     for t, newest in enumerate(inputs.T.tolist()):
-        lane, sibling, start, length = [1, 1], [0, 2], [5, 5], [t, t]
-        table = np.array([newest, lane, sibling, start, length])
+        lane = [1, 1]
+        sibling = [0, 2]
+        start = [5, 5]
+        table = np.array([newest, lane, sibling, start, [t, t]])
         logits.append(decode(model, cache, table)[0])
     return torch.stack(logits, 1)
 
@@ -1286,7 +1296,8 @@ def vocabulary_texts(tokenizer, known, size):
     text begins. "" beyond the `known` tokens, len(tokenizer), which is asked for since a tokenizer may grow."""
     other = tokenizer.encode("a", add_special_tokens=False)
     skipped = len(tokenizer.decode(other, **PLAIN))
-    texts = tokenizer.batch_decode([[*other, i] for i in range(min(known, size))], **PLAIN)
+    ids = [[*other, i] for i in range(min(known, size))]
+    texts = tokenizer.batch_decode(ids, **PLAIN)
     return [text[skipped:] for text in texts] + [""] * (size - len(texts))
 
 
@@ -1328,8 +1339,8 @@ class Engine:
         self.numbers = count()                  # of the jobs
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
         self.cache, self.store = take_memory(self, context)
-        parts = math.ceil(self.siblings / self.cache.G)
-        self.schedule = Scheduler(self.cache, self.slots * parts * self.cache.G, self.max_tokens, context)
+        of_a_job = math.ceil(self.siblings / self.cache.G) * self.cache.G
+        self.schedule = Scheduler(self.cache, self.slots * of_a_job, self.max_tokens, context)
 
     def restart(self):
         """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
@@ -1384,7 +1395,8 @@ class Engine:
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
                 own = words[job.first + sibling]
-                self.schedule.drafts.append(Draft(job, lane, sibling, job.start, own, tokens[-1], text))
+                draft = Draft(job, lane, sibling, job.start, own, tokens[-1], text)
+                self.schedule.drafts.append(draft)
 
     def draw(self, drafts):
         """The next token of each draft and its log-prob. The drafts are sorted by lane."""
@@ -1775,7 +1787,8 @@ def picture(tree, width=110, i=0, indent=""):
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
         yield from picture(tree, width, j, indent + deeper)
-    if i == 0 and (unvisited := sum(node.visits == 0 for node in tree.nodes[1:])):
+    unvisited = sum(node.visits == 0 for node in tree.nodes[1:])
+    if i == 0 and unvisited:
         yield f"(unvisited steps left out: {unvisited})"
 
 
@@ -1914,7 +1927,8 @@ def search_file(args):
         raise InputError(f"--out is --data, {args.out}: choose another file for the trees")
     problems = tasks.load_problems(args.data, split="train")[:args.limit]
     with open_lines(args.out) as out:
-        left = not_searched(problems[rank::world], args.out, settings | {"model": args.model})
+        mine = problems[rank::world]
+        left = not_searched(mine, args.out, settings | {"model": args.model})
         model, tokenizer = load_model(args.model, args.device, args.dtype)
         not_searched(left, args.out, {"tokenizer": fingerprint(tokenizer)})
         total = len(left) * args.iterations
@@ -1922,14 +1936,19 @@ def search_file(args):
             for tree in search(model, tokenizer, left, tasks.reward, progress=bar.update, **settings):
                 tree.config["model"] = args.model
                 write_line(out, tree.record())
-    found = explain(describe(read_trees(args.out))) if os.path.isfile(args.out) else ""
+    found = explain(describe(known_trees(args.out)))
     print(f"{args.out}: {len(left)} questions searched now; {found}", file=sys.stderr)
+
+
+def known_trees(path):
+    """The trees that a file of --out holds; none of a device, which may have no end."""
+    return read_trees(path) if os.path.isfile(path) else ()
 
 
 def not_searched(problems, path, settings):
     """Those of `problems` that have no tree in the file, whose trees must have the same settings."""
     there = Counter()
-    for tree in read_trees(path) if os.path.isfile(path) else ():       # a device may have no end
+    for tree in known_trees(path):
         there[tree.question] += 1
         for name in settings.keys() & tree.config.keys():
             if tasks.resolved(settings[name]) != tasks.resolved(tree.config[name]):
