@@ -3,6 +3,8 @@
 
     python -m pytest -q tests/test_precision.py
 """
+import json
+
 import pytest
 import torch
 import transformers
@@ -200,6 +202,23 @@ def expect_refusal(words, monkeypatch, capsys, *given):
 def test_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, capsys):
     asked = arguments(given, tmp_path / "run", model="other")
     expect_refusal("not sampled from this model", monkeypatch, capsys, *asked)
+
+
+def test_some_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, capsys):
+    for name, found in ("one", search(tiny.model())), ("other", search(tiny.model(seed=1))[-1:]):
+        tiny.write_trees(tmp_path / f"{name}.jsonl", found)
+    expect_refusal("not sampled from this model", monkeypatch, capsys, "--model", given / "model", "--trees",
+                   tmp_path / "one.jsonl", tmp_path / "other.jsonl", "--eval-data", "--out", tmp_path / "run",
+                   "--keep-unsolved")
+
+
+def test_a_test_on_questions_of_the_trees_is_told(given, tmp_path, monkeypatch, capsys):
+    questions = tmp_path / "test.jsonl"
+    [first, *_] = mcts.read_trees(given / "trees.jsonl")
+    questions.write_text(json.dumps({"question": first.question, "answer": "7"}) + "\n")
+    tiny.run(dvo.main, monkeypatch, *arguments(given, tmp_path / "run"), "--eval-data", questions, "--trials", 1,
+             "--max-new-tokens", 8)
+    assert "1 test questions are training questions" in capsys.readouterr().err
 
 
 def test_trees_of_another_chat_template_are_refused(given, tmp_path, monkeypatch, capsys):
