@@ -448,7 +448,7 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
   | \b(?:apologi[sz]e|misread|second\s(?:thought|solution)|mistakes?|error|slip|forg[eo]t\w*|overlook\w*
     |re-?(?:consider|calculat|comput|evaluat)\w*|(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking
-    |neglect\w*|left\sout|off\sby|let\sme\scorrect|should\s(?:be|have)|answer\swould\sbe)\b""", re.I | re.X)
+    |neglect\w*|left\sout|off\sby|I\smissed|should\s(?:be|have)|answer\swould\sbe)\b""", re.I | re.X)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
     |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
     """, re.I | re.X)
@@ -459,9 +459,9 @@ _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\sli
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
-    (?:exceed|exclud|fail|lack|reject|dream|pretend|wish|estimate)\w* debts? owes negative none few seldom
-    rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places? (?<!-)digits? plus minus
-    divided multiplied increased decreased squared doubled? tripled twice half reciprocal mod thinks
+    (?:exceed|exclud|fail|lack|reject|dream|pretend|wish|regret|estimate)\w* might debts? owes negative none
+    few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places? (?<!-)digits? plus
+    minus divided multiplied increased decreased squared doubled? tripled twice half reciprocal mod thinks
     (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
     (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
@@ -493,8 +493,8 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
     too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and a last
     line "A:" the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
-    comes with it: it equals nothing but what the next one states. After the marker's answer another value that
-    is marked later follows it as "or" that. Raises TypeError for what is no text.
+    comes with it: it equals nothing but what the next one states. Another value, marked after the one of the
+    marker, comes with it, after "or". Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -642,8 +642,8 @@ _VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? mad
     started\swith (?:comes?|evaluates|simplifies)\sto find\sthat total\sof there""")
 _TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
 _OTHER_VERB = r"""\b(?:(?:will|can|must|(?:has|had|have|needs?)\sto)\s(?!be\b)[a-z]+
-    |(?:bak|contain|collect|cover|earn|pick|plant|produc|rais|receiv|sav|scor|travel|us|walk|weigh|work)e?[sd]
-    |(?:buy|drive|eat|give|keep|read|run|sell|spend)s|gave|took|spent|kept|ate|bought|sold|ran|drove
+    |(?:bak|carri|contain|collect|cover|earn|fill|pick|plant|produc|rais|receiv|sav|scor|travel|us|walk|work
+    )e?[sd]|(?:buy|drive|eat|give|keep|read|sell|spend|weigh)s|gave|wrote|took|spent|kept|ate|bought|sold|ran
     )(?:\s(?:only|exactly|together))? (?=[^A-Za-z]*(?:\$|\d\W{0,3}\s[a-z]))"""  # money, or so many things
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
