@@ -438,7 +438,7 @@ _JOINT = re.compile(r"[^.]*(?:,|;|\band\b|\bor\b)(?:[^A-Za-z\\]|\\[A-Za-z]*|[A-Z
 # formula; _OTHERWISE: after an option's letter, it speaks of another, or of all; _NO_UNIT: a word after a
 # number makes another number of it
 _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot wrong false incorrect wait
-    (?<!\A)or sorry instead actually rather maybe perhaps possibly"""), re.I)
+    (?<!\A)or sorry hmm oops instead actually rather maybe perhaps possibly"""), re.I)
 _RETRACTION = re.compile(r"""\A\W*(?:
       (?:no|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|quite|really)\b)
     | (?:wait|oops|sorry|hmm|oh|actually|in\sfact|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect
@@ -446,9 +446,9 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     | (?:this|that|it|they|is|was|I|we|(?:my|the)\s(?:above|answer|result|value|total|number))\b
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
-  | \b(?:apologi[sz]e|misread|second\sthought|mistakes?|error|re-?(?:consider|calculat|comput|evaluat)\w*
-    |(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking|should\s(?:be|have)|answer\swould\sbe)\b
-    """, re.I | re.X)
+  | \b(?:apologi[sz]e|misread|second\s(?:thought|solution)|mistakes?|error|slip|forg[eo]t\w*|overlook\w*
+    |re-?(?:consider|calculat|comput|evaluat)\w*|(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking
+    |neglect\w*|left\sout|off\sby|I\smissed|should\s(?:be|have)|answer\swould\sbe)\b""", re.I | re.X)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
     |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
     """, re.I | re.X)
@@ -459,23 +459,25 @@ _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\sli
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
-    (?:exceed|exclud|fail|lack|reject)\w* debts? owes negative bound estimate\w* at\s(?:least|most) places?
-    (?<!-)digits? (?:more|less|fewer)\sthan plus minus divided multiplied increased decreased squared doubled
-    tripled twice double half reciprocal mod wish\w* thinks wants?\sto should\shave nearly almost pretend\w*
-    hop(?:es?|ed|ing) used\sto\s(?:have|be|own|cost) less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
+    (?:exceed|exclud|fail|lack|reject|dream|pretend|wish|regret|estimate)\w* might debts? owes negative none
+    few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places? (?<!-)digits? plus
+    minus divided multiplied increased decreased squared doubled? tripled twice half reciprocal mod thinks
+    (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
     (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
     | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|above)
       |(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)""", re.I | re.X)
-_FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_}\d|≠]|\{\s*|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|\d[,.:]\s?
-    |[\w}]\ [-+*/]\s|\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm)\s?)\$*\Z""", re.X)
+_FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_}\d|≠]|\{\s*|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|[\w}]\ [-+*/]\s
+    |\d[,.:]?\s?(?:\\[,;:]\s?)?|\b\d*[b-z]\s
+    |\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm|sqrt|ln|log|sin|cos|tan)(?:_\S+)?\s?)\$*\Z""", re.X)
 _NTHS = r"\w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?"
 _FACTOR_AFTER = re.compile(rf"""
       \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|(?:[,:]|\{{,\}})\s?\d)
-    | \\(?!text|end|q?quad|mbox|p?mod|equiv|,)[A-Za-z] | [A-Za-z] | (?:[ $]|and\s)*\\(?:[dt]?frac|times|cdot)
-    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|and\s\w+\s(?:half|third|quarter)|halves|thirds
-        |{_NTHS}|tens|squared|cubed|plus|minus|out\sof|(?:times|to|(?:more|less)\sthan)\W*\d)\b
+    | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z] | [A-Za-z] | (?:\ |\\[,;:]\s?)[b-fi-kn-rt-z]\$
+    | (?:[ $]|and\s)*\\(?:[dt]?frac|times|cdot|[lg]eq?|neq?|pm)(?![A-Za-z])
+    | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|and\s\w+\s(?:half|third|quarter)
+        |halves|thirds|{_NTHS}|tens|squared|cubed|plus|minus|out\sof|(?:times|to|(?:more|less)\sthan)\W*\d)\b
     | [^.\n]*\b(?:but|however)\b | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
 
@@ -491,7 +493,8 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     What follows the last use of `marker` counts (the usual one in any case, as "final answer is" or a heading
     too), else of the last five among \boxed{}, "####", "the answer is", "Answer:", <answer>, 答案 and a last
     line "A:" the last that holds. Boxes joined by "and" are one list. A sentence that the next one takes back
-    comes with it: it equals nothing but what the next one states. Raises TypeError for what is no text.
+    comes with it: it equals nothing but what the next one states. Another value, marked after the one of the
+    marker, comes with it, after "or". Raises TypeError for what is no text.
 
     >>> extract_answer("First 7. **Final Answer**: $\\boxed{\\frac{1}{2}}$. I checked it.")
     '\\frac{1}{2}'
@@ -509,7 +512,9 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     if found:
         if _BOX.search(found):
             found = _boxed(rest) or rest
-        return _last_cued(found) or found  # "Final Answer: the answer is 5"
+        stated = _last_cued(found) or found  # "Final Answer: the answer is 5"
+        later = _last_cued(rest) if mark is _FINAL else None
+        return f"{stated} or {later}" if later and _is_another(later, stated) else stated
     return _last_cued(text)
 
 
@@ -536,17 +541,18 @@ def _is_taken_back(after, stated):
     following = _CUE_END.split(after, maxsplit=1)[0]
     if _RETRACTION.search(after) or re.match(r"\(?[A-J][).:]", following):  # another option
         return True
-    short, words = re.subn(r"[A-Za-z']{2,}|\b[aI]\b", "", following)
+    short, words = re.subn(r"(?<![\\A-Za-z])[A-Za-z']{2,}|\b[aI]\b", "", following)
     if words > 4 or re.match(r"(?i)\W*(?:we )?(?:check|verif|note).*=", following):
         short = ""
     last = _SENTENCE_END.split(after.strip().rpartition("\n")[2])[-1]
     ending = _prose_value(last.replace("answer", "total")) if _CONCLUSION.match(last) else None
-    for value in filter(None, (short.lstrip(" :"), ending)):
-        with decimal.localcontext(_CONTEXT):
-            is_value = re.search(r"\w", value) and _parse(_clean(value)) is not None
-        if is_value and not grade(stated, value):
-            return True
-    return False
+    return any(_is_another(value, stated) for value in (short.lstrip(" :"), ending) if value)
+
+
+def _is_another(value, stated):
+    with decimal.localcontext(_CONTEXT):
+        is_value = re.search(r"\w", value) and _parse(_clean(value)) is not None
+    return (is_value or re.match(r"\(?[A-J][).:]", value)) and not grade(stated, value)
 
 
 def _boxed(text):
@@ -570,7 +576,7 @@ def _boxed(text):
     clause = re.split(r"[.;:!=\n]|, ?(?:so|but|or)\b", before.replace("$", ""))[-1]
     words = _TO_LAST_VERB.sub("", clause).lstrip()  # right before the box
     is_denied = _OBJECTION.search(words) or _DISBELIEF.search(clause)
-    if is_denied or _FACTOR_BEFORE.search(before[-9:]):
+    if is_denied or _FACTOR_BEFORE.search(before[-15:]):
         return None
     return ", ".join(dict.fromkeys(found)) or None
 
@@ -580,7 +586,11 @@ def _is_overruled(after, content):
     sentence, *rest = _CUE_END.split(after, maxsplit=1)
     words = re.split("[.,;\n]", sentence[:20])[0]
     is_denied = _DENIAL.search(f". {words}") and not re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
-    return _FACTOR_AFTER.match(after) or is_denied or rest and _is_taken_back(rest[0], content)
+    clause = re.split(r"(?=[,;]\s|\((?=[a-z]{2})|\band\b)", sentence)[-1]
+    clause = _BECAUSE.split(clause)[0].strip(" ,;().$").replace("answer", "total")
+    ending = clause and _prose_value(clause)
+    return (_FACTOR_AFTER.match(after) or is_denied or ending and _is_another(ending, content)
+            or rest and _is_taken_back(rest[0], content))
 
 
 def _box_end(text, start):
@@ -631,25 +641,26 @@ _VERBS = _any_word(r"""is are was were equals? has have had gets? got makes? mad
     costs? needs? takes? pays? paid earns? yields? did (?:stands|travels|meets?)\sat increases\sby
     started\swith (?:comes?|evaluates|simplifies)\sto find\sthat total\sof there""")
 _TO_LAST_VERB = re.compile(rf"\A.*\b(?<!not\s)(?<!n't\s)(?<!never\s)(?<!neither\s)(?:{_VERBS}|\bbe\b)", re.I)
-_OTHER_VERB = r"""\b(?:(?:will|can|should|must|would|to|they|we)\s(?!be\b)[a-z]+
-    |(?<=[a-z]\s)(?!(?:as|its|this|less|plus|minus|times)\s)[a-z]+(?:s|ed)
-    |gave|took|spent|kept|ate|bought|sold|ran|held|drove|won|read)(?:\s(?:only|exactly|together))?
-    (?=[^A-Za-z]*(?:\$|\d\W{0,3}\s[a-z]))"""  # money, or so many things
+_OTHER_VERB = r"""\b(?:(?:will|can|must|(?:has|had|have|needs?)\sto)\s(?!be\b)[a-z]+
+    |(?:bak|carri|contain|collect|cover|earn|fill|pick|plant|produc|rais|receiv|sav|scor|travel|us|walk|work
+    )e?[sd]|(?:buy|drive|eat|give|keep|read|sell|spend|weigh)s|gave|wrote|took|spent|kept|ate|bought|sold|ran
+    )(?:\s(?:only|exactly|together))? (?=[^A-Za-z]*(?:\$|\d\W{0,3}\s[a-z]))"""  # money, or so many things
 _PROSE = re.compile(rf"""
     (?: .*\s(?=\d+\s\w+\sago\b) | \W*(?:result|total|solution|therefore|ans)\W*[:.]\W*\s+
-      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|(?:{_VERBS}|will\sbe)(?:\s(?:at|only|exactly|together))?
+      | .*(?:[A-Za-z]{{4,30}}\s{{0,3}}=|(?:{_VERBS}|will\sbe)(?:\s(?:at|only|exactly|together|him|her|them))?
          |{_OTHER_VERB}|'s\b|:(?=\s*(?:\$|\\[(\[])))\s+
       | (?:(?:so|thus|hence|therefore|in\stotal|in\sall|altogether)\b,?\s+)?)
-    (?P<value>(?![a-z]{{2,}}\s)(?=.*(?:\d|\\[a-z]))\S.*?)
+    (?P<value>(?![a-z]{{2,}}\s|.*\\f?box)(?=.*(?:\d|\\[a-z]))\S.*?)
     (?:,?\s(?:(?:(?:is|are)\s)?(?:left|needed)|ago|remain(?:s|ing)?|long|old|now|only|here|today
        |for\sit|of\sthem|(?:al)?together|(?:after|in)\s\d+\s(?:hour|minute|day|week|month|year)s?
        |(?:after|in|on|at|from|last)(?:\s[A-Za-z]{{2,}}|\sa\b){{1,4}}))*""", re.I | re.X)
-_OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; add 7 cups; 5 hours 7 minutes; 12 to make 7
+_OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; he tries to buy 7; Ann has 5, Ben has 7
     (?:\A|[,;:]|\b(?:so|then|thus|hence|therefore|that|and)\b) (?=[^,;:]*(?<![a-z])[a-z](?![a-z]))
       (?=[^,;:]*(?:[-+*/^|]|\\(?:frac|sqrt|cdot|times)|\d\s?\(?[a-z](?![a-z])))
       (?:\\[a-z]+|(?![a-z]{{2}})[^,;:=])*\b{_VERBS}\s+\Z
-    | \b(?:add|subtract|multipl|divid|refus|avoid)\w*\s+\Z | \d\s(?:[a-z]+\s)?(?!{_VERBS})[a-z]+s\s+\Z
-    | \d [^\d]* \b(?:to\s(?!get)\w+\s* | (?:after|before|when|while)\b [^\d]*) \Z""", re.I | re.X)
+    | (?<!has)(?<!had)(?<!have)(?<!need)(?<!needs)\sto\s(?!get)\w+\s+\Z | \A[^\d]*\sto\sget\s+\Z
+    | (?-i:\banswers?\s) | \bwho(?:ever)?\s(?:\w+\s)+\Z | (?:{_VERBS}|{_OTHER_VERB})[^A-Za-z]*\d
+      (?!.*\b(?:so|thus|hence|therefore|but)\b) .*\Z""", re.I | re.X)
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
@@ -665,8 +676,7 @@ def _prose_value(text):
     lead = sentence[:stated.start("value")]
     others = sentence.replace(stated["value"], "", 1)
     is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
-    is_doubted = _OBJECTION.search(f". {others}") or re.search(r"\banswers?\s", lead)
-    is_doubted = is_doubted or "=" not in stated["value"] and _OF_SOMETHING_ELSE.search(lead)
+    is_doubted = _OBJECTION.search(f". {others}") or _OF_SOMETHING_ELSE.search(lead)
     return None if is_repeated or is_doubted else stated["value"]
 
 
@@ -1379,9 +1389,7 @@ def _power(base, exponent):
 
 
 _FUNCTIONS = {
-    "ln": Decimal.ln,
-    "log": Decimal.log10,
-    "sin": _sine,
+    "ln": Decimal.ln, "log": Decimal.log10, "sin": _sine,
     "cos": lambda x: _sine(x + _PI / 2),
     "tan": lambda x: _sine(x) / _sine(x + _PI / 2),
     "sec": lambda x: 1 / _sine(x + _PI / 2),
