@@ -411,9 +411,11 @@ def _any_word(words):
     return rf"\b(?:{'|'.join(words.split())})\b"
 
 
-_THOUGHT = re.compile(r"""<(?P<tag>think(?:ing)?|thought|reasoning)>.*?(?:</(?P=tag)>|\Z)
-    | \[THINK\].*?(?:\[/THINK\]|\Z) | <\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)
-    """, re.S | re.X)
+_THINK = r"(?:seed:)?(?:think(?:ing)?|thought|reasoning)"
+_OPENER = rf"(?:<{_THINK}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>)"
+_CLOSER = rf"(?:</{_THINK}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>)"
+_THOUGHT = re.compile(rf"{_OPENER}.*?(?:{_CLOSER}|\Z)"
+                      r"|<\|channel\|>analysis.*?(?:<\|channel\|>final<\|message\|>|\Z)", re.S | re.I)
 _FINAL = re.compile(r"""final\s+answer(?:\s\(in\s(?!dozens|tens|hundreds|thousands|[mb]illions)[^()\n]+\))?
     [\s*]*(?:is\b(?!\s+not\b)|:|\n|[-–]\s)""", re.I | re.X)
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*(?=\{|\w|\\[A-Za-z])")
@@ -482,9 +484,15 @@ _FACTOR_AFTER = re.compile(rf"""
 
 
 def visible(text: str) -> str:
-    """The text without its thoughts: what stands outside <think> ... </think>, or tags like these (_THOUGHT).
-    An unclosed one hides the rest; a </think> that the prompt opened hides what stands before it."""
-    return _THOUGHT.sub("", text).rpartition("</think>")[2]
+    """The text without its thoughts: what stands outside <think> ... </think>, or tags like these. An unclosed
+    one hides the rest; a </think> that the prompt opened hides what stands before it."""
+    return re.split(_CLOSER, _THOUGHT.sub("", text), flags=re.I)[-1]
+
+
+def opened_thought(prompt: str) -> str:
+    """The tag, such as <think>, with which a prompt has opened a thought; "" if it has not."""
+    opened = re.search(rf"{_OPENER}(?=\s*\Z)", prompt, re.I)
+    return opened[0] if opened else ""
 
 
 def extract_answer(text: str, marker: str = MARKER) -> str | None:
@@ -504,6 +512,8 @@ def extract_answer(text: str, marker: str = MARKER) -> str | None:
     mark = _FINAL if marker == MARKER else re.compile(re.escape(marker))
     ends = [use.end() for use in mark.finditer(text)]
     rest = text[ends[-1]:] if ends else ""
+    if ends and marker.endswith("{") and (stop := _box_end(text, ends[-1] - 1)):
+        rest = text[ends[-1]:stop - 1]
     found = _sentence(rest)
     lines = rest.lstrip(" \t\r\n:*=").partition("\n")[2]
     if found.endswith(":") and lines.strip():  # "Final Answer: The sum is:", and a display on the next lines

@@ -1748,8 +1748,8 @@ def outcome_of(engine, reward_fn, problem, thought, tokens):
 
 
 def thinking(tokenizer, prompt):
-    """ "<think>" if the prompt ends with that, as the templates of some models do."""
-    return "<think>" if tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>") else ""
+    """The tag with which the prompt has opened a thought, as the templates of some models do; else ""."""
+    return tasks.opened_thought(tokenizer.decode(prompt[-8:]))
 
 
 # ---------------------------------------------------------------- pictures

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import eval as answers
-from eval import extract_answer, grade, is_equiv, reward, visible
+from eval import extract_answer, grade, is_equiv, opened_thought, reward, visible
 
 # Labelled pairs, one a line: gold <- response. A line break inside one is written as ⏎
 EQUAL = r"""
@@ -1706,6 +1706,21 @@ def test_a_marker_of_ones_own_comes_first():
 def test_visible_text_is_what_stands_outside_thoughts():
     assert visible("a<think>b</think>c<think>d</think>e") == "ace"
     assert visible("a<think>b") == "a" and visible("a</think>b") == "b" and visible("ab") == "ab"
+
+
+@pytest.mark.parametrize("opener, closer", [
+    ("<Think>", "</Think>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"), ("<|begin_of_thought|>", "<|end_of_thought|>")])
+def test_thoughts_between_other_tags(opener, closer):
+    assert visible(f"a{opener}b{closer}c") == "ac"
+    assert visible(f"b{closer}c") == "c"
+    assert opened_thought(f"Add.\n{opener}\n") == opener
+    assert opened_thought(f"{opener}{closer}") == ""
+
+
+def test_a_box_as_marker():
+    assert grade(r"So \boxed{\frac{1}{2}}.", "1/2", marker="\\boxed{")
+    assert not grade(r"So \boxed{7}.", "8", marker="\\boxed{")
 
 
 @pytest.mark.parametrize("judge", [grade, is_equiv, reward])

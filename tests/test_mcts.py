@@ -259,6 +259,8 @@ def test_ends(tok, written, step, response, script, whole):
     ("step", "<think> I end with Final Answer: 7\n\n", {}),
     ("answer", "<think> So </think>Final Answer: 7\n\n", {}),
     ("step", "Final Answer: 7\n\n", dict(prompt="Add. <think>\n")),
+    ("step", "Final Answer: 7\n\n", dict(prompt="Add. [THINK]")),
+    ("answer", " So ◁/think▷Final Answer: 7\n\n", dict(prompt="Add. ◁think▷")),
     ("answer", " So </think>Final Answer: 7\n\n", dict(prompt="Add. <think>\n")),
     ("step", "Final Answer: 7\n\n", dict(said="<think> Add.\n\n")),
     # An answer that is opened is still to come, whatever opens it; a marker that is quoted announces none.
