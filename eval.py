@@ -1460,7 +1460,7 @@ def _known_records(path, trials, settings, marker):
     records = {}
     with open_lines(path):  # nobody else meanwhile
         for record in read_lines(path):
-            if not isinstance(record, dict) or not {"question", "answer", "responses"} <= record.keys():
+            if not _is_record(record):
                 raise InputError(f"{path} holds something else than responses; choose another --out")
             n = len(record["responses"])
             if n not in (0, trials):
@@ -1481,6 +1481,15 @@ def _known_records(path, trials, settings, marker):
                     write_line(file, record)
             os.replace(fresh, path)
     return records
+
+
+def _is_record(record):
+    """Whether it is one of `judge`'s, not anything else that is JSON."""
+    if not isinstance(record, dict) or not isinstance(record.get("responses"), list):
+        return False
+    verdicts = [verdict if isinstance(verdict, dict) else {} for verdict in record["responses"]]
+    texts = [record.get("question"), record.get("answer"), *(verdict.get("response") for verdict in verdicts)]
+    return all(isinstance(text, str) for text in texts)
 
 
 def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
