@@ -1190,7 +1190,7 @@ class Run:
     the last saved state), and of each round trees, responses, STAGE.json of every stage that is done, state/
     and model/. Raises InputError if it holds a run with other settings or is not writable."""
     FREE = {"out", "rounds", "device", "slots", "kv_budget", "micro_tokens", "offload", "shard_search",
-            "activation_checkpointing", "save_minutes"}     # may change: results do but by rounding
+            "activation_checkpointing", "save_minutes"}     # may change: results agree but for rounding
 
     def __init__(self, folder, args):
         self.folder = Path(folder)

@@ -1027,7 +1027,7 @@ def decode(model, cache, table):
 def lane_by_lane(cache, lanes, alive, used):
     """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
     whose threads a single lane keeps busy, which has work for as many threads as heads."""
-    in_one_call = (lanes[-1] + 1) * cache.G * used.max()     # columns that are attended to
+    in_one_call = (lanes[-1] + 1) * cache.G * used.max()            # columns that are attended to
     spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
     return lane_fills_threads and spared > cache.CALL * len(lanes)
