@@ -450,7 +450,8 @@ _RETRACTION = re.compile(r"""\A\W*(?:
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
   | \b(?:apologi[sz]e|misread|second\s(?:thought|solution)|mistakes?|error|slip|forg[eo]t\w*|overlook\w*
     |re-?(?:consider|calculat|comput|evaluat)\w*|(?:up)?on\sre(?:flection|view)|after\s(?:re-?)?checking
-    |neglect\w*|left\sout|off\sby|I\smissed|should\s(?:be|have)|answer\swould\sbe)\b""", re.I | re.X)
+    |neglect\w*|left\sout|off\sby|I\smissed|my\sbad|let\sme\s(?:correct|fix)|should\s(?:be|have)
+    |answer\swould\sbe)\b""", re.I | re.X)
 _CONCLUSION = re.compile(r"""\W*(?:so|thus|hence|therefore|then|since|altogether|in\s(?:total|all)
     |it(?:'s|\sis)|(?:s?he|they|we|I)\s(?:ha|ge|fin)\w+)\b | .*\b(?:answer|total|result|correct)\b
     """, re.I | re.X)
@@ -475,7 +476,7 @@ _FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_}\d|≠]|\{\s*|(?<![A-Za-z])[<>]\s?|(?
     |\\(?:neq?|cdot|times|[lg]eq?|[lg]t|pm|sqrt|ln|log|sin|cos|tan)(?:_\S+)?\s?)\$*\Z""", re.X)
 _NTHS = r"\w*(?:four|fif|six|seven|eigh|nin|ten|leven|twelf|teen|tie|dred|sand|illion)ths?"
 _FACTOR_AFTER = re.compile(rf"""
-      \$?\s*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|(?:[,:]|\{{,\}})\s?\d)
+      \$?(?:\s|\\,)*(?:[-+*/!\d<>|?]|\\?%|\^(?!\{{?\\circ)|\.\d|(?:[,:]|\{{,\}})\s?\d)
     | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z] | [A-Za-z] | (?:\ |\\[,;:]\s?)[b-fi-kn-rt-z]\$
     | (?:[ $]|and\s)*\\(?:[dt]?frac|times|cdot|[lg]eq?|neq?|pm)(?![A-Za-z])
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|and\s\w+\s(?:half|third|quarter)
@@ -486,7 +487,8 @@ _FACTOR_AFTER = re.compile(rf"""
 def visible(text: str) -> str:
     """The text without its thoughts: what stands outside <think> ... </think>, or tags like these. An unclosed
     one hides the rest; a </think> that the prompt opened hides what stands before it."""
-    return re.split(_CLOSER, _THOUGHT.sub("", text), flags=re.I)[-1]
+    outside = _THOUGHT.sub("", text)
+    return re.split(_CLOSER, outside, flags=re.I)[-1]
 
 
 def opened_thought(prompt: str) -> str:
@@ -1330,7 +1332,9 @@ def _letter(name):
     """Small to large values, more of them positive, because roots and logarithms need that."""
     draw = random.Random(name)
     tops = 900, 3000, 12000, 3000, 900, 3000, -12000, -3000
-    return Expression(tuple(Fraction(draw.randint(1, abs(top)), 997 if top > 0 else -997) for top in tops))
+    values = [Fraction(draw.randint(1, abs(top)), 997) for top in tops]
+    signed = [value if top > 0 else -value for value, top in zip(values, tops)]
+    return Expression(tuple(signed))
 
 
 def _apply(operate, *operands):

@@ -622,6 +622,8 @@ B) a ferry <- B) a ferry, which crosses the river.
 """
 
 DIFFERENT = r"""
+7 <- Final Answer: 7. My bad. 28.
+7 <- \boxed{7}\,\%
 A) 4-6 <- 7-9
 B) 10-12 <- B) 7-9
 2 <- 9-7
