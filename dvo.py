@@ -176,7 +176,7 @@ def kto_loss(policy: Tensor, reference: Tensor, path: Tensor, correct: Tensor, z
     """
     expect_shape(path.shape[1:], policy=policy, reference=reference)
     expect_shape(path.shape[:1], correct=correct)
-    z0 = torch.as_tensor(z0).detach()
+    z0 = torch.as_tensor(z0, dtype=policy.dtype).detach()
     expect_shape(torch.Size(), z0=z0)
     gain = beta * (path @ (policy - reference) - z0)                # of the policy over its reference
     weight = torch.where(correct, lambda_correct, lambda_incorrect).to(gain)
@@ -840,8 +840,9 @@ def add_reference(policy, examples, max_tokens, shard_search=False):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
         e.reference = reference
-        distances.append(difference.abs().sum() / e.tokens[packed].sum().clamp(min=1))
-    return max(map(float, distances), default=0.0)
+        num_tokens = e.tokens[packed].sum().clamp(min=1)
+        distances.append(difference.abs().sum() / num_tokens)
+    return torch.stack(distances).max().item() if distances else 0.0    # NaN, if one is
 
 
 # ---------------------------------------------------------------- one model, any number of GPUs

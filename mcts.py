@@ -324,6 +324,7 @@ class Tree:
 
     @classmethod
     def from_json(cls, line):
+        """The tree of a line of `to_json`. Raises ValueError, KeyError or TypeError for anything else."""
         data = json.loads(line)
         stored = [{"count": 1} | node for node in data["nodes"]]    # older files do not count
         root, *others = [Node(**{name: node[name] for name in STORED}) for node in stored]
@@ -531,6 +532,10 @@ def load(what, function, name, **how):
 # ---------------------------------------------------------------- the model: attention of our own
 
 
+class Unserved(Exception):
+    """Why models of a kind cannot be searched and trained here; `check_model` tells it to the user."""
+
+
 library_sdpa = AttentionInterface()["sdpa"]
 
 
@@ -548,7 +553,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, sliding_wind
                             sliding_window=sliding_window, **how)
     for name in "softcap", "s_aux", "position_bias":
         if how.get(name) is not None:
-            raise NotImplementedError(f"its attention has a {name}, which ours lacks")
+            raise Unserved(f"its attention has a {name}, which ours lacks")
     layer = attention_mask.calls
     attention_mask.calls += 1
     scaling = scaling or query.shape[-1] ** -0.5
@@ -696,13 +701,13 @@ def check_model(model) -> None:
         except InputError as error:
             raise InputError(f"{name} can be neither searched nor trained as it is: {error}") from None
         except Exception as error:              # of its kind, or whatever its own code raises
-            kind = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, Unserved) else f"{type(error).__name__}: "
             raise InputError(f"{name} can be neither searched nor trained here: {kind}{reason(error)}; take "
                              "a decoder such as Llama, Qwen, Mistral or Gemma 3") from None
 
 
 def refuse_by_name(model):
-    """Raise NotImplementedError for what is known not to be served, by its true name, and InputError for what
+    """Raise Unserved for what is known not to be served, by its true name, and InputError for what
     its user can change."""
     config = model.config.get_text_config()
     types = set(getattr(config, "layer_types", None) or ())
@@ -710,12 +715,12 @@ def refuse_by_name(model):
     if torch.is_autocast_enabled(model.device.type):
         raise InputError("torch.autocast is on, under which its logits are not its own; leave that")
     if getattr(config, "attn_logit_softcapping", None):
-        raise NotImplementedError("its attention has a soft cap, which ours lacks")
+        raise Unserved("its attention has a soft cap, which ours lacks")
     if any("sink" in name for name, _ in model.named_parameters()):
-        raise NotImplementedError("its attention has sinks, which ours lacks")
+        raise Unserved("its attention has sinks, which ours lacks")
     if types:
         kinds = ", ".join(sorted(types))
-        raise NotImplementedError(f"its layers of type {kinds} keep a state or choose what they see")
+        raise Unserved(f"its layers of type {kinds} keep a state or choose what they see")
     if model.config._attn_implementation != "sdpa":
         raise InputError(f"its attention is {model.config._attn_implementation!r}, not PyTorch's sdpa (load "
                          'it with attn_implementation="sdpa", if it has that)')
@@ -742,8 +747,9 @@ def within_windows(model):
 
 
 def compare(model):
-    """Raise an error unless decoding in the engine, and a packed tree as in training, have the logits of a
-    plain forward: a prompt of 6 tokens, two answers of 3. Returns what Served says of KV and logits."""
+    """Raise Unserved unless decoding in the engine, and a packed tree as in training, have the logits of a
+    plain forward: a prompt of 6 tokens, two answers of 3; InputError where that is NaN, or differs from another.
+    Returns what Served says of KV and logits."""
     lm = causal_lm(model)
     vocabulary = min(97, model.config.get_text_config().vocab_size)
     tokens = torch.arange(12, device=model.device) * 7 % vocabulary
@@ -766,13 +772,13 @@ def compare(model):
         return attention(layer, window, q, k, v, scaling)
     hidden = hidden_states(lm, tokens[None], position, recorded)
     if not layers:
-        raise NotImplementedError(why_not(model, 0))
+        raise Unserved(why_not(model, 0))
     drawn = decoded(model, prompt, answers, layers, dtypes[0])
     if not same(drawn, plain[:, 5:]):
-        raise NotImplementedError(why_not(model, len(layers)))
+        raise Unserved(why_not(model, len(layers)))
     expected = torch.cat((plain[0], plain[1, 6:]))                  # (12, V): the prompt, then both answers
     if not same(logits_of(lm)(hidden[0]), expected):
-        raise NotImplementedError("its forward makes other logits of its hidden states than its head alone")
+        raise Unserved("its forward makes other logits of its hidden states than its head alone")
     return layers, dtypes[0], plain.shape[-1]
 
 

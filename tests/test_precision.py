@@ -212,6 +212,14 @@ def test_some_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, c
                    "--keep-unsolved")
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_tree_of_nan_among_others_is_seen(bad):
+    examples = [dvo.make_example(tiny.tree("0 right", "0 wrong")) for _ in range(2)]
+    examples[bad].reference[1] = torch.nan
+    distance = dvo.add_reference(dvo.Policy(tiny.model()), examples, max_tokens=300)
+    assert torch.tensor(distance).isnan()
+
+
 def test_a_test_on_questions_of_the_trees_is_told(given, tmp_path, monkeypatch, capsys):
     questions = tmp_path / "test.jsonl"
     [first, *_] = mcts.read_trees(given / "trees.jsonl")
