@@ -7,7 +7,7 @@
 
 Every stage but `fit` is one of the project's own commands, printed as it is called. The questions are disjoint
 slices of the two files: to bootstrap on, to search and train on, to search only (held-out trees, on which the
-learned credit is compared with its target), and to test on. Sizes are set once, below, before anything runs;
+learned credit is compared with its target), to search in DVO's second round, and to test on. Sizes are set once, below, before anything runs;
 no number of a test question chooses anything.
 """
 import argparse
@@ -31,7 +31,8 @@ BOOTSTRAP = ["--bootstrap-questions", "120", "--bootstrap-samples", "6", "--boot
 SEARCH = ["--iterations", "8", "--max-step-tokens", "160", "--depth", "12"]
 TRAIN = ["--questions-per-step", "3", "--epochs", "2", "--lr", "5e-6", "--save-minutes", "3"]
 TRIALS, MAX_NEW_TOKENS = "2", "320"
-SEARCHED, HELD_OUT, TESTED = slice(200, 300), slice(340, 360), 200  # of the training questions; of the tests
+SEARCHED = {"trees": slice(200, 300), "held-out": slice(340, 360), "second": slice(360, 460)}  # to train on
+TESTED = 200
 METHODS = {
     "dvo": [],
     "rft": ["--objective", "rft"],
@@ -50,36 +51,44 @@ def stages(args):
     """Name and work of every stage, in the order of importance."""
     out = args.out
     boot = out / "bootstrap/round0/model"
-    trees = out / "trees.jsonl"
 
     def evaluate(name, model):
         return command("eval.py", "--model", model, "--data", args.test, "--limit", TESTED, "--trials", TRIALS,
                        "--max-new-tokens", MAX_NEW_TOKENS, "--out", out / f"eval-{name}.jsonl")
 
-    def search(name):
-        return command("mcts.py", "--model", boot, "--data", out / f"{name}.questions.jsonl", *SEARCH,
-                       "--out", out / f"{name}.jsonl")
+    def search(name, model):
+        questions = out / f"{name}.questions.jsonl"
+        searched = command("mcts.py", "--model", model, "--data", questions, *SEARCH, "--out", out / f"{name}.jsonl")
 
-    def train(name):
-        return command("dvo.py", "--model", boot, "--trees", trees, *METHODS[name], *TRAIN, "--out", out / name)
+        def work():
+            write_questions(args, SEARCHED[name], questions)
+            searched()
+        return work
+
+    def train(name, model, trees):
+        flags = METHODS.get(name, [])
+        return command("dvo.py", "--model", model, "--trees", trees, *flags, *TRAIN, "--out", out / name)
 
     def command(script, *arguments):
         line = [sys.executable, str(ROOT / script), *map(str, arguments), "--dtype", args.dtype]
         return lambda: run(line)
 
-    yield "questions", lambda: write_questions(args)
     yield "bootstrap", command("dvo.py", "--model", args.model, "--data", args.train, "--rounds", "0", *BOOTSTRAP,
                                "--trials", "3", "--max-new-tokens", MAX_NEW_TOKENS, "--save-minutes", "3",
                                "--out", out / "bootstrap")
-    yield "search", search("trees")
+    yield "search", search("trees", boot)
     yield "eval-base", evaluate("base", args.model)
     yield "eval-bootstrapped", evaluate("bootstrapped", boot)
-    yield "held-out", search("held-out")
+    yield "held-out", search("held-out", boot)
     for name in METHODS:
         trained = out / name / "round1/model"
-        yield name, train(name)
+        yield name, train(name, boot, out / "trees.jsonl")
         yield f"eval-{name}", evaluate(name, trained)
         yield f"fit-{name}", lambda name=name, trained=trained: fit(args, name, boot, trained)
+    first = out / "dvo/round1/model"
+    yield "second", search("second", first)
+    yield "dvo-second", train("dvo-second", first, out / "second.jsonl")
+    yield "eval-dvo-second", evaluate("dvo-second", out / "dvo-second/round1/model")
 
 
 def run(line):
@@ -88,12 +97,11 @@ def run(line):
     subprocess.run(line, check=True)
 
 
-def write_questions(args):
-    """The slices of the training file that are searched."""
-    problems = tasks.load_problems(args.train)
-    for name, part in ("trees", SEARCHED), ("held-out", HELD_OUT):
-        lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems[part]]
-        (args.out / f"{name}.questions.jsonl").write_text("".join(lines), encoding="utf-8")
+def write_questions(args, part, path):
+    """A slice of the training file, to be searched."""
+    problems = tasks.load_problems(args.train)[part]
+    lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -129,7 +137,7 @@ def report(args):
     found = {"settings": {"bootstrap": BOOTSTRAP, "search": SEARCH, "train": TRAIN}, "methods": {}}
     found["hours"] = hours(args.out)
     found["bootstrap"] = read_json(args.out / "bootstrap/round0/bootstrap.json")
-    for name in "trees", "held-out":
+    for name in SEARCHED:
         path = args.out / f"{name}.jsonl"
         if path.exists():
             found[name] = mcts.describe(mcts.read_trees(path))
@@ -226,8 +234,8 @@ def main():
     parser.add_argument("--test", help="file of test questions")
     parser.add_argument("--out", type=Path, required=True, help="folder; the same command continues it")
     parser.add_argument("--only", nargs="+", default=[],
-                        help="these stages: questions, bootstrap, search, held-out, eval-base, "
-                             "eval-bootstrapped, and of each method NAME, eval-NAME, fit-NAME")
+                        help="these stages: bootstrap, search, held-out, eval-base, eval-bootstrapped, of each "
+                             "method NAME, eval-NAME, fit-NAME; second, dvo-second, eval-dvo-second")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device")
     parser.add_argument("--report", type=Path, help="write what is there to this file")
