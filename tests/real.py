@@ -7,8 +7,8 @@
 
 Every stage but `fit` is one of the project's own commands, printed as it is called. The questions are disjoint
 slices of the two files: to bootstrap on, to search and train on, to search only (held-out trees, on which the
-learned credit is compared with its target), to search in DVO's second round, and to test on. Sizes are set once, below, before anything runs;
-no number of a test question chooses anything.
+learned credit is compared with its target), to search in DVO's second round, and to test on. Sizes are set once,
+below, before anything runs; no number of a test question chooses anything.
 """
 import argparse
 import json
@@ -58,7 +58,8 @@ def stages(args):
 
     def search(name, model):
         questions = out / f"{name}.questions.jsonl"
-        searched = command("mcts.py", "--model", model, "--data", questions, *SEARCH, "--out", out / f"{name}.jsonl")
+        trees = out / f"{name}.jsonl"
+        searched = command("mcts.py", "--model", model, "--data", questions, *SEARCH, "--out", trees)
 
         def work():
             write_questions(args, SEARCHED[name], questions)
