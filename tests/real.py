@@ -72,6 +72,8 @@ def stages(args):
 
     def command(script, *arguments):
         line = [sys.executable, str(ROOT / script), *map(str, arguments), "--dtype", args.dtype]
+        if args.device:
+            line += ["--device", args.device]
         return lambda: run(line)
 
     yield "bootstrap", command("dvo.py", "--model", args.model, "--data", args.train, "--rounds", "0", *BOOTSTRAP,
@@ -100,7 +102,7 @@ def run(line):
 
 def write_questions(args, part, path):
     """A slice of the training file, to be searched."""
-    problems = tasks.load_problems(args.train)[part]
+    problems = tasks.load_problems(args.train, split="train")[part]
     lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems]
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -149,9 +151,8 @@ def report(args):
         right[name] = {question: accuracy(record) for question, record in records.items()}
         found["methods"][name] = describe_responses(records.values())
     for name, of_question in right.items():
-        for other in "base", "bootstrapped", "rft":
-            if other in right and other != name:
-                found["methods"][name][f"minus {other}"] = difference(of_question, right[other])
+        for other in sorted(right.keys() - {name}):
+            found["methods"][name][f"minus {other}"] = difference(of_question, right[other])
         for key, path in ("fit", f"fit-{name}.json"), ("trained", f"{name}/round1/trained.json"):
             if (args.out / path).exists():
                 found["methods"][name][key] = read_json(args.out / path)
@@ -207,11 +208,11 @@ def read_json(path):
 
 def print_table(methods):
     """Accuracy and the differences in percent, as Markdown."""
-    print("| model | accuracy | minus bootstrapped | minus rft | cut | unanswered | tokens | fit |")
+    print("| model | accuracy | minus bootstrapped | minus base | cut | unanswered | tokens | fit |")
     print("|---|---|---|---|---|---|---|---|")
     for name, m in methods.items():
         cells = [name, percent(m["accuracy"])]
-        for other in "bootstrapped", "rft":
+        for other in "bootstrapped", "base":
             cells.append(percent(m.get(f"minus {other}")))
         cells += [f"{m['cut']:.0%}", f"{m['unanswered']:.0%}", f"{m['tokens']:.0f}"]
         cells.append(f"{m['fit']['correlation']:.2f}" if "fit" in m else "-")
