@@ -1433,8 +1433,8 @@ def evaluate(sample: Callable, problems: list[dict], trials: int = 3, *,
     check_range(trials=(trials, 1))
     if not problems:
         raise InputError("there is no problem to evaluate on")
-    records = _known_records(out, trials, settings, marker) if out else {}
     with open_lines(out) if out else contextlib.nullcontext() as file:
+        records = _known_records(out, trials, settings, marker) if out else {}
         asked = [problem for problem in problems if _key(problem) not in records]
         drawn = sample(asked, n=trials) if asked else []
         if isinstance(drawn, list):
@@ -1459,41 +1459,24 @@ _key = operator.itemgetter("question", "answer")
 
 
 def _known_records(path, trials, settings, marker):
-    """The records that an earlier run left in the file, judged again; what changes is corrected there too."""
-    stored = {}
+    """The records that an earlier run left in the file, judged again."""
     records = {}
-    with open_lines(path):  # nobody else meanwhile
-        for record in read_lines(path):
-            if not _is_record(record):
-                raise InputError(f"{path} holds something else than responses; choose another --out")
+    for record in read_lines(path):
+        try:
             n = len(record["responses"])
-            if n not in (0, trials):
-                raise InputError(f"{path} holds {n} responses to a question, not {trials}: "
-                                 "repeat that --trials, or choose another --out")
-            other = record.get("settings")
-            if resolved(other) != resolved(settings):
-                raise InputError(f"{path} holds responses of other settings, {other}: repeat those, "
-                                 "or choose another --out")
             verdicts = [verdict | _verdict(verdict["response"], record["answer"], marker)
                         for verdict in record["responses"]]
-            stored[_key(record)] = record
             records[_key(record)] = record | {"responses": verdicts}
-        if records != stored:
-            fresh = f"{path}.{os.getpid()}.part"
-            with open_lines(fresh) as file:
-                for record in records.values():
-                    write_line(file, record)
-            os.replace(fresh, path)
+        except (KeyError, TypeError):
+            raise InputError(f"{path} holds something else than responses; choose another --out") from None
+        if n not in (0, trials):
+            raise InputError(f"{path} holds {n} responses to a question, not {trials}: "
+                             "repeat that --trials, or choose another --out")
+        other = record.get("settings")
+        if resolved(other) != resolved(settings):
+            raise InputError(f"{path} holds responses of other settings, {other}: repeat those, "
+                             "or choose another --out")
     return records
-
-
-def _is_record(record):
-    """Whether it is one of `judge`'s, not anything else that is JSON."""
-    if not isinstance(record, dict) or not isinstance(record.get("responses"), list):
-        return False
-    verdicts = [verdict if isinstance(verdict, dict) else {} for verdict in record["responses"]]
-    texts = [record.get("question"), record.get("answer"), *(verdict.get("response") for verdict in verdicts)]
-    return all(isinstance(text, str) for text in texts)
 
 
 def judge(problem: dict, responses: list, marker: str = MARKER) -> dict:
