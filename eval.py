@@ -1609,26 +1609,20 @@ def leave(error: BaseException):
         if rank == "0":
             print(f"{name}: stopped; with --out, the same command goes on from what is finished", file=sys.stderr)
         sys.exit(130)
-    sentence = _farewell(error)
+    sentence = reason(error)
+    if isinstance(error, InputError):
+        sentence = error
+    elif isinstance(error, OSError):  # a full disk, most likely
+        where = f"{error.filename}: " if error.filename else ""
+        sentence = f"{where}{sentence}; the same command goes on from what is saved"
+    elif sentence != _MEANINGS[_NO_MEMORY]:
+        raise error
     if rank != "0":
         name += f" (rank {rank})"
         is_own = getattr(error.__cause__ or error, "errno", None)  # of its disk, its file
         time.sleep(0 if is_own else 15)
     print(f"{name}: {sentence}", file=sys.stderr)
     sys.exit(2)
-
-
-def _farewell(error):
-    """What an exception that ends a command tells its user; raised again if it is none of theirs."""
-    if isinstance(error, InputError):
-        return error
-    why = reason(error)
-    if isinstance(error, OSError):  # a full disk, most likely
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{why}; the same command goes on from what is saved"
-    if why == _MEANINGS[_NO_MEMORY]:
-        return why
-    raise error
 
 
 def _flush():
