@@ -869,18 +869,6 @@ _UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?
     (?:\s(?:per|(?<!cent\s)(?<!cents\s)of)\s[a-z.]+)?""", re.X)
 
 
-def _unit(words, is_one):
-    """One spelling of a unit, which is a known one or a plural: cm and centimeters are the same. Of one thing
-    it may be any word that does not deny it."""
-    phrase = _UNIT_PHRASE.fullmatch(" ".join(words))
-    noun = phrase["noun"] if phrase else ""
-    is_plural = re.search("[^s]s$|people|children|(?:men|sheep|fish|teeth)$", noun)
-    is_thing = is_one and noun and not _OBJECTION.search(phrase[0])
-    if noun.replace(".", "") not in _UNITS and not is_plural and not is_thing:
-        raise ValueError(f"{words} are no unit")
-    return " ".join(_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words)
-
-
 _KINDS = _table(r"""* \cdot \times; ^ **; , and or \cup; sqrt \sqrt; frac \frac \dfrac \tfrac; \pi pi e
     ≈ \approx; ≠ \ne \neq !=; < \lt; ≤ \le \leq <=; > \gt; ≥ \ge \geq >=; ∈ \in
     % \%; ∞ \infty; \langle; \rangle""")
@@ -1119,12 +1107,22 @@ def _negative(node):
 
 
 def _measured(node, words):
-    """The value with the words after it: those of scale as factors, the others as its unit."""
+    """The value with the words after it: those of scale as factors, the others as its unit in one spelling,
+    for centimeters are cm. A unit is a known one, a plural, or of one thing any word that does not deny it."""
     while words and words[0] in _SCALES:
         node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
     if not _are_plain([node]):
         raise ValueError("words after a group or a unit")
-    return node._replace(unit=_unit(words, node.values == (1,))) if words else node
+    if not words:
+        return node
+    phrase = _UNIT_PHRASE.fullmatch(" ".join(words))
+    noun = phrase["noun"] if phrase else ""
+    is_plural = re.search("[^s]s$|people|children|(?:men|sheep|fish|teeth)$", noun)
+    is_thing = node.values == (1,) and noun and not _OBJECTION.search(phrase[0])
+    if noun.replace(".", "") not in _UNITS and not is_plural and not is_thing:
+        raise ValueError(f"{words} are no unit")
+    spelled = [_UNITS.get(word.replace(".", ""), word.removesuffix("s")) for word in words]
+    return node._replace(unit=" ".join(spelled))
 
 
 def _ratio(parts, tokens):
