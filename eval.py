@@ -29,6 +29,7 @@ from decimal import Decimal
 from fractions import Fraction
 from http.client import HTTPException
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 try:
@@ -231,9 +232,7 @@ def load_problems(name: str | Path | list, *, split: str = "test", limit: int | 
     check_range(limit=(limit, 1))
     if isinstance(name, (list, tuple)):
         parts = [load_problems(part, split=split, data_dir=data_dir, seed=seed) for part in name]
-        problems = {}
-        for problem in sum(parts, []):
-            problems.setdefault(problem["question"], problem)
+        problems = {problem["question"]: problem for problem in sum(parts, [])}
         mixture = list(problems.values())
         random.Random(f"mixture {seed}").shuffle(mixture)
         return mixture[:limit]
@@ -1646,19 +1645,16 @@ def progress(label: str, total: int, unit: str, **how):
     from tqdm import tqdm
 
     if not sys.stderr.isatty():
-        how |= {"file": _Log(), "mininterval": 30, "miniters": 1, "delay": 30, "smoothing": 0}
+        log = SimpleNamespace(write=_write_to_log, flush=sys.stderr.flush)
+        how |= {"file": log, "mininterval": 30, "miniters": 1, "delay": 30, "smoothing": 0}
         how["bar_format"] = "{desc}: {percentage:.0f} % of {total_fmt} {unit}s, {elapsed}, {remaining} to go"
     return tqdm(desc=label, total=total, unit=unit, **how)
 
 
-class _Log:
-    """What tqdm takes for a terminal: its states become lines."""
-    def write(self, text):
-        if text.strip():
-            print(text.strip(), file=sys.stderr)
-
-    def flush(self):
-        sys.stderr.flush()
+def _write_to_log(text):
+    """A state of tqdm becomes a line."""
+    if text.strip():
+        print(text.strip(), file=sys.stderr)
 
 
 def parse_arguments():
