@@ -1107,7 +1107,7 @@ def _negative(node):
 
 def _measured(node, words):
     """The value with the words after it: those of scale as factors, the others as its unit in one spelling,
-    for centimeters are cm. A unit is a known one, a plural, or of one thing any word that does not deny it."""
+    centimeters as cm. A unit is a known one, a plural, or of one thing any word that does not deny it."""
     while words and words[0] in _SCALES:
         node = _apply(operator.mul, node, _number(_SCALES[words.pop(0)]))
     if not _are_plain([node]):
