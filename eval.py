@@ -461,13 +461,13 @@ _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\sli
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
-    (?:exceed|exclud|fail|lack|reject|dream|pretend|wish|regret|estimate)\w* might debts? owes negative none
+    (?:exceed|exclud|fail|lack|reject|removed|discard|dream|pretend|wish|regret|estimate)\w* might debts? owes negative none
     few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places? (?<!-)digits? plus
     minus divided multiplied increased decreased squared doubled? tripled twice half reciprocal mod thinks
     (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
     (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
-_BECAUSE = re.compile(r"""(?<=\S)\s\((?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
+_BECAUSE = re.compile(r"""(?<=\S)\s\((?!\W*\d(?!.*\beach\b))(?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
     | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|above)
       |(?:is|are)\ (?:the|our)\ (?:only\ )?(?:solution|answer)s?\W*\Z)""", re.I | re.X)
 _FACTOR_BEFORE = re.compile(r"""(?:[-+*/^_}\d|≠]|\{\s*|(?<![A-Za-z])[<>]\s?|(?<!\\)\(|[\w}]\ [-+*/]\s
@@ -599,7 +599,7 @@ def _is_overruled(after, content):
     is_denied = _DENIAL.search(f". {words}") and not re.match(r"[\s$,(]*not\s[$(]*(?:\d|[A-J]\b)", after)
     clause = re.split(r"(?=[,;]\s|\((?=[a-z]{2})|\band\b)", sentence)[-1]
     clause = _BECAUSE.split(clause)[0].strip(" ,;().$").replace("answer", "total")
-    ending = clause and _prose_value(clause)
+    ending = clause and _prose_value(clause, is_earnest=False)
     return (_FACTOR_AFTER.match(after) or is_denied or ending and _is_another(ending, content)
             or rest and _is_taken_back(rest[0], content))
 
@@ -627,18 +627,20 @@ def _sentence(rest):
 def grade(response: str, answer: str, marker: str = MARKER) -> bool:
     """Whether a response's final answer, or without one the response itself, is equivalent to `answer`: the
     gold answer alone, or a solution of GSM8K's, which has it after ####. If that is prose ("The largest is
-    $34$ of them"), the one value counts that the last sentence of its last line states.
+    $34$ of them"), the one value counts that the last sentence of its last line states; in an announced
+    sentence ("Final Answer: Josh makes a profit of $70.") its only number.
 
     >>> grade("Half of 14 is 7. Final Answer: 7 apples", "7"), grade("It is not 7.", "7")
     (True, False)
     """
     _require_text(response, answer, marker)
     answer = answer.rpartition("####")[2]
-    prediction = extract_answer(response, marker) or _shown(response)
+    announced = extract_answer(response, marker)
+    prediction = announced or _shown(response)
     if is_equiv(prediction, answer):
         return True
-    value = _prose_value(prediction)
-    return value not in (None, prediction) and is_equiv(value, answer)
+    values = _prose_value(prediction), _only_number(announced or "")
+    return any(is_equiv(value, answer) for value in values if value not in (None, prediction))
 
 
 def reward(response: str, answer: str, marker: str = MARKER) -> int:
@@ -675,9 +677,9 @@ _OF_SOMETHING_ELSE = re.compile(rf"""  # before a value: 2x is 7; he tries to bu
 _BOLD = re.compile(r"(?<![\w)\]}*])\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*(?![\w(*])")
 
 
-def _prose_value(text):
-    """The value that the last sentence states, as text; None where it denies it, doubts it, or states a
-    second one in the same words."""
+def _prose_value(text, is_earnest=True):
+    """The value that the last sentence states, as text; None where it states a second one in the same words,
+    or, if it must be in earnest, where it denies or doubts it."""
     text = _BOLD.sub(r"\1", _translate(text[-MAX_CHARS:].partition("<|")[0]))
     last_line = _WRAPPED.sub(r" \1 ", text).strip().rpartition("\n")[2]
     *earlier, sentence = [part.rstrip(" .") for part in _SENTENCE_END.split(last_line)]
@@ -687,8 +689,34 @@ def _prose_value(text):
     lead = sentence[:stated.start("value")]
     others = sentence.replace(stated["value"], "", 1)
     is_repeated = lead and any(part.startswith(lead) and part != sentence for part in earlier)
-    is_doubted = _OBJECTION.search(f". {others}") or _OF_SOMETHING_ELSE.search(lead)
+    is_doubted = is_earnest and (_OBJECTION.search(f". {others}") or _OF_SOMETHING_ELSE.search(lead))
     return None if is_repeated or is_doubted else stated["value"]
+
+
+_BEFORE_NO_VALUE = re.compile(_any_word(r"""\w*ly about above after all an? and another any around as at before
+    below between beyond both but by each every exceeds? few for from grade his her if in into item its least
+    less like line minus more most my near no not number of off on or option our over page part past per plus
+    question several since some step than that the their these this those through till times to towards? under
+    until up versus with within without your""") + r"\Z", re.I)
+_ONE_NUMBER = re.compile(r"""(?P<lead>[A-Z][A-Za-z.'-]*\s[A-Za-z\s.,'-]*[A-Za-z])\s
+    (?P<value>\$?\d[\d,]*(?:\.\d+)?)(?:\s(?P<unit>[a-z]+))?(?P<rest>(?:\s[A-Za-z'-]+)*)""", re.X)
+
+
+def _only_number(sentence):
+    """The only number of a sentence, with a unit after it; None where it may say something else: after a
+    function word, of which there are few, or with a word of objection, or one that makes another number."""
+    stated = _ONE_NUMBER.fullmatch(_BOLD.sub(r"\1", sentence).strip(" ."))
+    if stated is None:
+        return None
+    lead, value, unit, rest = stated.groups(default="")
+    is_sum = value.startswith("$") and re.search(r"\ban?\s[a-z]+\sof\Z", lead)  # a profit of $70
+    is_compared = unit == "more" and " than " in rest  # 24 more girls than boys
+    is_other = re.match(_NO_UNIT, unit) and unit not in _SCALES and not is_compared
+    is_before = _BEFORE_NO_VALUE.search(lead) and not is_sum
+    is_denied = _OBJECTION.search(f". {lead} {unit}{rest}") or _OF_SOMETHING_ELSE.search(f"{lead} ")
+    if is_other or is_before or is_denied:
+        return None
+    return f"{value} {unit}" if unit in _UNITS or unit in _SCALES else value
 
 
 # Equivalence: equal as option or as text, else read as mathematics and compared by value ------------------

@@ -602,6 +602,16 @@ B) a ferry <- B) a ferry, which crosses the river.
 260 <- Final Answer: Ann and Tom have together 260 sheep.
 -20 <- The account is at -$20.
 23 <- If two are left out, he has 25 - 2 = 23 jewels.
+# an announced sentence with one number
+70000 <- Final Answer: Josh made a profit of $70,000.
+680 <- Final Answer: Donald will pay for the laptop $680.
+540 <- Final Answer: James runs 540 total meters a week
+160 <- Final Answer: It takes Carla 160 minutes to download the file.
+18 <- Final Answer: Janet makes $18 at the market.
+24 <- Final Answer: The church has 24 more children than adults
+40 <- Final Answer: The coffee will last Angie 40 days
+84 <- Final Answer: The hens laid 7 dozen eggs
+18 <- The answer is: Ann **bought 18 eggs** today.
 # units of one letter, other coins, and what is done each hour or week
 8 <- 8 m
 8 <- 8 m^2
@@ -1252,6 +1262,19 @@ D) 5 red balls <- 5
 7 <- Final Answer: 8⏎\boxed{7}
 7 <- Final Answer: 8 or \boxed{7}
 7 <- \boxed{7} or 8
+# an announced sentence with one number, which says something else
+7 <- Final Answer: Ann lacks 7 eggs
+7 <- Final Answer: Nobody bought 7 eggs
+7 <- Final Answer: Ann wants at least 7 eggs
+7 <- Final Answer: The hens laid 7 dozen eggs
+7 <- Final Answer: Ann ate 7 thirds of it
+7 <- Final Answer: Ann sold all but 7 eggs
+7 <- Final Answer: Ann paid 7 cents
+7 <- Final Answer: Ann bought 7 eggs fewer than Ben has
+7 <- Final Answer: Ann walks nearly 7 miles
+7 <- Final Answer: Tom hiked past mile 7 or 8
+7 <- Final Answer: 7 (28 with the guests)
+7 <- \boxed{7}, which we double to get 14
 # taken back
 7 <- Final Answer: 7⏎No, 8.
 7 <- Final Answer: 7. This is wrong.
