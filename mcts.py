@@ -1133,7 +1133,7 @@ class Sample:
 class Job:
     """A path to draw samples after. `submit` splits it into parts of a lane each: a part draws those of its
     siblings that come from `first` on. What `submit` and `serve` set comes after `order`."""
-    path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
+    path: list                # (key, tokens) of the prompt and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
     order: object = 0         # the lowest goes first; `submit` makes it (order, number of the job, first)
@@ -1339,7 +1339,6 @@ class Engine:
         context = context_length(self.model)
         self.ending = Ending(self, context)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
-        self.opening = None, []                 # key and tokens with which prompts begin, see share_opening
         self.clients = {}                       # see serve
         self.weights = []                       # see check_weights
         self.numbers = count()                  # of the jobs
@@ -1648,7 +1647,6 @@ def serve(engine, asked, client, drawn=ignore):
     engine.clients = keys
     while True:
         new = list(islice(asked, 2 * engine.slots - len(keys)))
-        share_opening(engine, [prompt for _, prompt in new])
         sent = [(client(*pair), None) for pair in new]              # None begins a coroutine
         keys |= {begun: set() for begun, _ in sent}
         if not keys:
@@ -1664,7 +1662,7 @@ def serve(engine, asked, client, drawn=ignore):
             try:
                 job = served.send(samples)
             except StopIteration as done:
-                engine.store.forget(keys.pop(served) - {engine.opening[0]})
+                engine.store.forget(keys.pop(served))
                 if done.value is not None:
                     ended.append(done.value)
             else:
@@ -1705,14 +1703,6 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
         progress(1)
 
 
-def share_opening(engine, prompts):
-    """Find what the first `prompts` all begin with, the instruction and worked examples: a part of each path
-    of its own, so that its KV is computed once."""
-    if engine.opening[0] is None and len(prompts) > 1:
-        opening = os.path.commonprefix(prompts)                     # of any lists
-        engine.opening = hash_tokens(b"", opening), opening
-
-
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
     """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered. Its key
     names its KV, and is that of its random numbers: so it depends on the seed, and on the `repeat`."""
@@ -1729,10 +1719,6 @@ def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
         return None
     key = (seed % 2**64).to_bytes(8, "little")
     key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
-    opening = engine.opening[1]
-    shared = len(opening)
-    if 0 < shared < n and prompt[:shared] == opening:
-        return [engine.opening, (key, prompt[shared:])]
     return [(key, prompt)]
 
 
