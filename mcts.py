@@ -1160,7 +1160,6 @@ class Draft:
     start: int                # columns of its path
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
-    text: str = ""            # of its step so far, without the blanks that it began with (see Engine.begin)
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
 
@@ -1240,35 +1239,33 @@ class Scheduler:
 
 
 class Ending:
-    """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
+    """Where samples end. To decode a text for every token would be slow: it is done for those few that may
+    complete a step's end."""
 
-    def __init__(self, engine, context):
+    def __init__(self, engine):
         self.engine = engine
-        self.context = context
         self.text_of = decoder(engine.tokenizer)
         self.eos = eos_tokens(engine.model, engine.tokenizer)
+        last = engine.format.step_end[-1]
+        self.completing = tokens_with(engine.tokenizer, len(engine.tokenizer), last)
         size = engine.model.served.vocabulary
-        self.texts = vocabulary_texts(engine.tokenizer, len(engine.tokenizer), size)
         if max(self.eos, default=0) >= size:
             raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
                              "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, draft):
-        """Add the newest token to the text of `draft`; whether it completes the step's end after other text,
-        alone (".\\n\\n") or with tokens before it ("\\n", "\\n"). Blanks, and ends, that a step begins with do
-        not count."""
+        """Whether the newest token of `draft` completes the step's end after other text, alone (".\\n\\n") or
+        with tokens before it ("\\n", "\\n"). Blanks, and ends, that a step begins with do not count."""
+        if draft.newest not in self.completing:
+            return False
         format = self.engine.format
         step_end = format.step_end
-        seen = draft.text.rstrip("\ufffd")                              # without half a character
-        text = draft.text + self.texts[draft.newest]
-        if not step_end.isascii():                                      # a character may be several tokens
-            said = draft.job.said if format.step_tokens else []
-            text = self.text_of(said + draft.tokens)
-        while text != draft.text:
-            draft.text = text
-            text = text.lstrip().removeprefix(step_end)
-        unseen = len(seen) - len(step_end) + 1                          # where an end not yet seen may begin
-        return step_end in draft.text[max(0, unseen):]
+        said = draft.job.said if format.step_tokens else []             # may have ended amid a line
+        before = self.text_of(said + draft.tokens[:-1]).rstrip("\ufffd")    # without half a character
+        text = self.text_of(said + draft.tokens)
+        opening = re.match(rf"(\s|{re.escape(step_end)})*", text)
+        unseen = len(before) - len(step_end) + 1                        # where an end not yet seen may begin
+        return step_end in text[max(opening.end(), unseen):]
 
     def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
@@ -1280,7 +1277,7 @@ class Ending:
         """
         engine, format = self.engine, self.engine.format
         drawn = len(draft.tokens)
-        full = draft.start + 1 + drawn >= self.context
+        full = draft.start + 1 + drawn >= engine.schedule.context
         if draft.newest in self.eos:
             return "eos"
         at_end = self.step_ends(draft)
@@ -1297,14 +1294,13 @@ class Ending:
 
 
 @functools.lru_cache(maxsize=2)
-def vocabulary_texts(tokenizer, known, size):
-    """The text of each of `size` logits' tokens, after other text: some tokenizers drop the space with which a
-    text begins. "" beyond the `known` tokens, len(tokenizer), which is asked for since a tokenizer may grow."""
+def tokens_with(tokenizer, known, character):
+    """Those of `known` tokens, len(tokenizer), which is asked for since it may grow, whose text holds
+    `character`, or a part of one; after other text: some tokenizers drop the space that a text begins with."""
     other = tokenizer.encode("a", add_special_tokens=False)
     skipped = len(tokenizer.decode(other, **PLAIN))
-    ids = [[*other, i] for i in range(min(known, size))]
-    texts = tokenizer.batch_decode(ids, **PLAIN)
-    return [text[skipped:] for text in texts] + [""] * (size - len(texts))
+    texts = tokenizer.batch_decode([[*other, i] for i in range(known)], **PLAIN)
+    return {i for i, text in enumerate(texts) if character in text[skipped:] or "\ufffd" in text}
 
 
 def eos_tokens(model, tokenizer):
@@ -1337,7 +1333,7 @@ class Engine:
         fill = 80 if self.model.device.type == "cpu" else 320
         self.slots = self.slots or max(1, fill // self.siblings)
         context = context_length(self.model)
-        self.ending = Ending(self, context)
+        self.ending = Ending(self)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
         self.clients = {}                       # see serve
         self.weights = []                       # see check_weights
@@ -1394,13 +1390,11 @@ class Engine:
         gather(self, job, lane)
         key, tokens = job.path[-1]
         words = random_words(key, self.max_tokens, self.siblings)
-        # A step of a given number of tokens may have ended amid a line: its text goes on.
-        text = self.ending.text_of(job.said) if self.format.step_tokens else ""
         mine = job.samples[job.first:job.first + self.cache.G]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
                 own = words[job.first + sibling]
-                draft = Draft(job, lane, sibling, job.start, own, tokens[-1], text)
+                draft = Draft(job, lane, sibling, job.start, own, tokens[-1])
                 self.schedule.drafts.append(draft)
 
     def draw(self, drafts):
