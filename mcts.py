@@ -1336,7 +1336,6 @@ class Engine:
         self.ending = Ending(self)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
         self.clients = {}                       # see serve
-        self.weights = []                       # see check_weights
         self.numbers = count()                  # of the jobs
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
         self.cache, self.store = take_memory(self, context)
@@ -1344,11 +1343,11 @@ class Engine:
         self.schedule = Scheduler(self.cache, self.slots * of_a_job, self.max_tokens, context)
 
     def restart(self):
-        """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
+        """Drop what an earlier search left unfinished, with its KV."""
         self.schedule.waiting = []
         self.schedule.drafts = []
         self.store.forget([*self.store.segments])
-        self.weights = some_weights(self.model)
+        self.clients = {}
 
     def submit(self, job):
         """Let `job` wait for lanes; its `samples` become the result."""
@@ -1470,26 +1469,13 @@ def take_memory(engine, context):
     return cache, Store(budget - cache.nbytes)
 
 
-def check_weights(engine, half_drawn):
-    """If its model was trained: let the engine start afresh, or raise InputError where samples are half drawn
-    by the old weights."""
-    if some_weights(engine.model) == engine.weights:
-        return
-    if half_drawn:
-        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
-                         "start another")
-    engine.restart()
-
-
 def some_weights(model):
     """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
     they come and go."""
-    some = []
-    for p in model.parameters():
-        if hasattr(p, "to_local"):
-            return []
-        every = 1 + p.numel() // 16
-        some.append(p.detach().flatten()[::every].float())
+    weights = [p.detach() for p in model.parameters()]
+    if any(hasattr(weight, "to_local") for weight in weights):
+        return []
+    some = [weight.flatten()[::1 + weight.numel() // 16].float() for weight in weights]
     return torch.cat(some).tolist()
 
 
@@ -1636,10 +1622,11 @@ def serve(engine, asked, client, drawn=ignore):
         engine  <- Job, tokens ->  serve  <- Job, samples ->  explore  <- leaf, samples ->  grow
     """
     asked = iter(asked)
-    keys = {}                                   # of the KV stored for each client
     engine.restart()
-    engine.clients = keys
+    keys = engine.clients                       # of the KV stored for each client
     while True:
+        if not keys:                            # so there is no KV, which might be that of other weights
+            weights = some_weights(engine.model)
         new = list(islice(asked, 2 * engine.slots - len(keys)))
         sent = [(client(*pair), None) for pair in new]              # None begins a coroutine
         keys |= {begun: set() for begun, _ in sent}
@@ -1663,7 +1650,9 @@ def serve(engine, asked, client, drawn=ignore):
                 engine.submit(replace(job, owner=served, keys=keys[served]))
         if ended:
             yield from ended                                        # whoever takes them may train the model
-            check_weights(engine, half_drawn=bool(keys))
+            if keys and some_weights(engine.model) != weights:
+                raise InputError("the model's weights changed while its samples were drawn: let the search end, "
+                                 "or start another")
 
 
 def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
