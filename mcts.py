@@ -203,11 +203,9 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
 
 def decoder(tokenizer) -> Callable:
     """The function from token ids to their text: without special tokens, but for those that mark thoughts."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     of_thoughts = re.compile("think|thought|reason", re.I)
-    dropped = {i for i in special if not of_thoughts.search(str(tokenizer.added_tokens_decoder[i]))}
-    if dropped == special:
-        return functools.partial(tokenizer.decode, **PLAIN)
+    added = tokenizer.added_tokens_decoder.items()
+    dropped = {i for i, token in added if token.special and not of_thoughts.search(str(token))}
 
     def text_of(tokens):
         kept = [token for token in tokens if token not in dropped]
@@ -298,17 +296,13 @@ class Tree:
 
     def ending(self, i: int) -> str:
         """How terminal node i ended: "right" or "wrong"; or, not valid, "unanswered" (EOS without a final
-        answer), "deep" (the last step allowed is none of the solution), "cut" (by a limit of tokens)."""
+        answer), "deep" (the last step allowed is not the solution's last), "cut" (by a limit of tokens)."""
         node = self.nodes[i]
         if node.valid:
             return "right" if node.reward > 0 else "wrong"
         if node.tokens[-1] in self.config.get("eos", ()):
             return "unanswered"
-        step_end = self.config.get("step_end", "\n\n")
-        _, ended, after = node.text.lstrip().rpartition(step_end)
-        counted = len(node.tokens) == self.config.get("step_tokens")
-        whole = counted or ended and not after.strip()
-        return "deep" if whole and node.depth >= self.config.get("depth", 0) else "cut"
+        return "deep" if node.depth >= self.config.get("depth", math.inf) else "cut"
 
     def endings(self):
         """How often its terminal nodes ended how."""
@@ -925,7 +919,6 @@ class Cache:
         self.columns = columns
         self.device = device
         self.stride = 0
-        self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
         self.blocks = []                        # one tensor for all planes of the same shape: mostly one
         planes = {}
@@ -946,18 +939,15 @@ class Cache:
     def resize(self, stride, used):
         """Give lanes another stride. used: {lane: its columns in use}. Returns the new number of each."""
         numbers = {lane: number for number, lane in enumerate(sorted(used))}
-        source = [torch.arange(used[lane]) + lane * self.stride for lane in numbers]
-        target = [torch.arange(used[lane]) + number * stride for lane, number in numbers.items()]
+        source = [lane * self.stride + t for lane in numbers for t in range(used[lane])]
+        target = [number * stride + t for lane, number in numbers.items() for t in range(used[lane])]
+        source, target = torch.tensor([source, target], dtype=torch.long, device=self.device)
         self.stride = stride
         stop = self.room() * stride
-        for block in self.blocks:               # a column that is not seen weighs 0, but 0 * NaN is NaN
-            block[:, :, self.clean:stop] = 0
-        self.clean = max(self.clean, stop)
-        if used:
-            source = torch.cat(source).to(self.device)
-            target = torch.cat(target).to(self.device)
-            for plane in self.planes:
-                plane.index_copy_(1, target, plane.index_select(1, source))
+        for plane in self.planes:
+            kept = plane.index_select(1, source)
+            plane[:, :stop] = 0                 # a column that is not seen weighs 0, but 0 * NaN is NaN
+            plane.index_copy_(1, target, kept)
         return numbers
 
     def take(self, first, columns, every=1):
