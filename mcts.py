@@ -468,10 +468,6 @@ def load_model(name: str, device=None, dtype: str | None = None):
     """
     is_meta = device == torch.device("meta")
     device = device if is_meta else pick_device(device)
-    rank, _ = tasks.ranks()
-    is_hub_name = str(name).count("/") == 1 and not os.path.exists(name)
-    if is_hub_name and rank == 0:
-        print(f"there is no folder {name} here: looking for it on the Hugging Face hub", file=sys.stderr)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
@@ -1470,29 +1466,21 @@ def some_weights(model):
 
 
 def free_memory(device):
-    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available
-    (page cache included), within the limit of the container."""
+    """Bytes that may be taken: on a GPU with what torch has cached, else what Linux calls available (page cache
+    included; other systems: 8 GiB), within the limits of the control groups that the process is in."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = [2**33]                              # where nothing can be asked
-    if hasattr(os, "sysconf"):
-        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
-    if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
-        free = [1024 * int(available[1])]
-    folder = "/sys/fs/cgroup/"
-    cgroups = [("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-               (folder, "memory.max", "memory.current")]
+    available = re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo"))
+    free = [1024 * int(available[1]) if available else 2**33]
     own = re.search(r"^0::/(.+)$", read("/proc/self/cgroup"), re.M)
-    for name in own[1].split("/") if own else ():                   # the process's group lies in others
-        folder = f"{folder}{name}/"
-        cgroups.append((folder, "memory.max", "memory.current"))
-    for folder, limit, usage in cgroups:
-        most = read(folder + limit).strip()
+    names = own[1].split("/") if own else []
+    for folder in accumulate(["/sys/fs/cgroup", *names], os.path.join):
+        most = read(f"{folder}/memory.max").strip()
         if most.isdigit():
-            cached = re.search(r"\binactive_file (\d+)", read(folder + "memory.stat"))
-            left = int(most) - int(read(folder + usage))
-            free.append(left + int(cached[1]) if cached else left)
+            cached = re.findall(r"\binactive_file (\d+)", read(f"{folder}/memory.stat"))
+            used = int(read(f"{folder}/memory.current"))
+            free.append(int(most) - used + sum(map(int, cached)))
     return max(0, min(free))
 
 
@@ -1536,8 +1524,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     """
     if engine:
         check_engine(engine, model, tokenizer)
-        slots, candidates = engine.slots, engine.siblings
-        max_step_tokens, format = engine.max_tokens, engine.format
+        candidates, max_step_tokens, format = engine.siblings, engine.max_tokens, engine.format
     if candidates is None:
         candidates = breadth
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
