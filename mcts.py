@@ -971,21 +971,17 @@ class Cache:
 
 
 def prefill(model, cache, lane, start, tokens):
-    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`."""
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each like the first
+    input of a sample after the path up to there."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
-        part = torch.tensor(tokens[first:first + 1024], device=cache.device)
+        newest = tokens[first:first + 1024]
+        n = len(newest)
         begin = start + first
-        stop = begin + len(part)
-        column = torch.arange(stop, device=cache.device)
-        position = column[begin:]
-        behind = position[:, None] - column                         # (T, stop)
-        group = slice(lane, lane + 1), slice(None), stop            # all rows, in this lane
-        at = lane * cache.stride + position
-        attention = lane_attention(cache, at, behind >= 0, behind, [group])
-        call_model(model, part[None], position[None], attention, logits_to_keep=1)
+        table = np.array([newest, [lane] * n, [0] * n, range(begin, begin + n), [0] * n])
+        decode(model, cache, table, logits_to_keep=1)
 
 
-def decode(model, cache, table):
+def decode(model, cache, table, **how):
     """Logits (N, V) of the token after the newest of N samples, which are sorted by lane. table (5 + x, N)
     int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
     tokens it has drawn. The other x rows, its random words, come back on the device: so a forward copies to
@@ -1000,9 +996,8 @@ def decode(model, cache, table):
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
     if lane_by_lane(cache, lanes, alive, used):
-        groups = []
-        for number, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
-            groups.append((slice(number, number + 1), slice(first, stop), columns))
+        rows = map(slice, firsts, firsts + alive)
+        groups = [*zip(map(slice, lanes, lanes + 1), rows, used)]
         place = slice(None)
     else:           # all lanes up to the last in one call, G rows each; for a sibling that has ended row 0 again
         S = lanes[-1] + 1
@@ -1012,17 +1007,18 @@ def decode(model, cache, table):
         groups = [(slice(0, S), rows, used.max())]
     attention = lane_attention(cache, at, seen, behind, groups, place)
     position = start + length
-    logits = call_model(model, newest[None], position[None], attention).logits[0]
+    logits = call_model(model, newest[None], position[None], attention, **how).logits[0]
     return logits, others
 
 
 def lane_by_lane(cache, lanes, alive, used):
     """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
-    whose threads a single lane keeps busy, which has work for as many threads as heads."""
+    whose threads a single lane keeps busy, which has work for as many threads as heads; and where there
+    is one lane only, as in `prefill`, whose rows are more than its siblings."""
     in_one_call = (lanes[-1] + 1) * cache.G * used.max()            # columns that are attended to
     spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
-    return lane_fills_threads and spared > cache.CALL * len(lanes)
+    return len(lanes) == 1 or lane_fills_threads and spared > cache.CALL * len(lanes)
 
 
 def sight(columns, G, sibling, start, length):
@@ -1037,7 +1033,7 @@ def sight(columns, G, sibling, start, length):
     return on_path | own, n + length[:, None] - position
 
 
-def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
+def lane_attention(cache, at, seen, behind, groups, place):
     """An attention for call_model of N tokens, whose keys and values become columns `at` (N,) of the cache.
 
     seen, behind (N, C): see `masked_attention`. groups: (lanes, rows, columns): which lanes are attended to
