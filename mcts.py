@@ -79,20 +79,15 @@ OPENED = re.compile(r"(?:[:：=,{]|\bis|\\[\[(]|\\begin\{[\w*]+\}|```\w*)\Z")
 @dataclass(frozen=True)
 class Format:
     """What a solution looks like, and how it is asked for: one object for search, sampling, evaluation and
-    training, so that their prompts cannot differ.
-
-    instruction   the system turn (default: asks for the steps and the marker below); "" for none
-    step_end      the text that ends a step, once the step holds other text before it
-    marker        the text that announces the final answer
-    step_tokens   a step ends after so many tokens instead, for thoughts without such a structure; a solution
-                  still ends at a step_end after its answer
-    prompt        (tokenizer, question) -> token ids or text, instead of the template; called with a third
-                  argument, pairs (question, solution), where worked examples are to be shown
-    """
-    instruction: str | None = None
-    step_end: str = "\n\n"
-    marker: str = MARKER
+    training, so that their prompts cannot differ."""
+    instruction: str | None = None      # the system turn; None: asks for steps and the marker; "": there is none
+    step_end: str = "\n\n"              # the text that ends a step, once the step holds other text before it
+    marker: str = MARKER                # the text that announces the final answer
+    # A step ends after so many tokens instead, for thoughts without such a structure; a solution still ends
+    # at a step_end after its answer.
     step_tokens: int | None = None
+    # (tokenizer, question) -> token ids or text, instead of the template; called with a third argument, pairs
+    # (question, solution), where worked examples are to be shown
     prompt: Callable | None = None
 
     def __post_init__(self):
@@ -466,8 +461,8 @@ def load_model(name: str, device=None, dtype: str | None = None):
     `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On torch.device("meta") no weights are
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
-    is_meta = device == torch.device("meta")
-    device = device if is_meta else pick_device(device)
+    if device != torch.device("meta"):
+        device = pick_device(device)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
@@ -971,8 +966,8 @@ class Cache:
 
 
 def prefill(model, cache, lane, start, tokens):
-    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each like the first
-    input of a sample after the path up to there."""
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each like the
+    first input of a sample after the path up to there."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
         newest = tokens[first:first + 1024]
         n = len(newest)
@@ -1061,8 +1056,8 @@ def lane_attention(cache, at, seen, behind, groups, place):
 
 @dataclass
 class Store:
-    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
-    used goes first, the newest of it, then what was not used for longest; it is computed again when needed.
+    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was not used
+    for longest goes first; it is computed again when needed.
 
     The segment of a step holds the inputs that predicted it: the last token of its parent and its own but the
     last, which is the first input of its children.
@@ -1071,11 +1066,9 @@ class Store:
     stored: int = 0
     segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
 
-    def keep(self, key, segment, goes_first=False):
-        """goes_first: before all others, since most steps are never gone on from."""
+    def keep(self, key, segment):
         if key not in self.segments:
             self.segments[key] = segment
-            self.segments.move_to_end(key, last=not goes_first)
             self.stored += sum(block.nbytes for block in segment)
         while self.stored > self.budget and self.segments:
             self.forget([next(iter(self.segments))])
@@ -1278,7 +1271,8 @@ class Ending:
 @functools.lru_cache(maxsize=2)
 def tokens_with(tokenizer, known, character):
     """Those of `known` tokens, len(tokenizer), which is asked for since it may grow, whose text holds
-    `character`, or a part of one; after other text: some tokenizers drop the space that a text begins with."""
+    `character`, or a part of one; after other text: some tokenizers drop the space that a text begins
+    with."""
     other = tokenizer.encode("a", add_special_tokens=False)
     skipped = len(tokenizer.decode(other, **PLAIN))
     texts = tokenizer.batch_decode([[*other, i] for i in range(known)], **PLAIN)
@@ -1403,7 +1397,7 @@ class Engine:
             key = hash_tokens(draft.job.path[-1][0], draft.tokens)
             first = draft.lane * self.cache.stride + draft.start + draft.sibling
             segment = self.cache.take(first, len(draft.tokens), every=self.cache.G)
-            self.store.keep(key, segment, goes_first=True)
+            self.store.keep(key, segment)
             draft.job.keys.add(key)
 
 
@@ -1462,8 +1456,8 @@ def some_weights(model):
 
 
 def free_memory(device):
-    """Bytes that may be taken: on a GPU with what torch has cached, else what Linux calls available (page cache
-    included; other systems: 8 GiB), within the limits of the control groups that the process is in."""
+    """Bytes that may be taken: on a GPU with what torch has cached, else what Linux calls available (page
+    cache included; other systems: 8 GiB), within the limits of the control groups that the process is in."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -1519,7 +1513,10 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     that is blank, or fills the model's context or the KV memory, is skipped with a line on stderr.
     """
     if engine:
-        check_engine(engine, model, tokenizer)
+        is_theirs = engine.model is model and engine.tokenizer is tokenizer
+        if not is_theirs or engine.whole or engine.temperature != 1:
+            raise InputError("this engine draws for another model, whole responses, or not at temperature 1: "
+                             "give one that draws steps, made with the same model and tokenizer")
         candidates, max_step_tokens, format = engine.siblings, engine.max_tokens, engine.format
     if candidates is None:
         candidates = breadth
@@ -1532,7 +1529,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                               format=format, kv_budget=kv_budget)
     asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
-    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress)
+    client = functools.partial(explore, engine, reward_fn, config, progress)
     return serve(engine, asked, client)
 
 
@@ -1578,14 +1575,6 @@ def check_search(settings):
     check_range(**{name: (settings[name], bound) for name, bound in least.items()})
 
 
-def check_engine(engine, model, tokenizer):
-    """Raise InputError unless the engine draws steps with them, by the policy itself."""
-    is_theirs = engine.model is model and engine.tokenizer is tokenizer
-    if not is_theirs or engine.whole or engine.temperature != 1:
-        raise InputError("this engine draws for another model, whole responses, or not at temperature 1: give "
-                         "one that draws steps, made with the same model and tokenizer")
-
-
 def serve(engine, asked, client, drawn=ignore):
     """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
 
@@ -1624,11 +1613,11 @@ def serve(engine, asked, client, drawn=ignore):
         if ended:
             yield from ended                                        # whoever takes them may train the model
             if keys and some_weights(engine.model) != weights:
-                raise InputError("the model's weights changed while its samples were drawn: let the search end, "
-                                 "or start another")
+                raise InputError("the model's weights changed while its samples were drawn: let the search "
+                                 "end, or start another")
 
 
-def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
+def explore(engine, reward_fn, config, progress, problem, prompt):
     """A client of `serve`: makes jobs of the leaves that `grow` asks for; returns the tree."""
     left = config["iterations"]
     deeper = (config["depth"] - 1) * engine.max_tokens
@@ -1636,7 +1625,7 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
     if not root:
         progress(left)
         return None
-    thought = thinking(tokenizer, prompt)
+    thought = thinking(engine.tokenizer, prompt)
     outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
     tree = Tree(problem["question"], problem["answer"], prompt, config)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
