@@ -134,19 +134,18 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
         prompt = format.prompt(tokenizer, question, *shown)
         return encode(tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
     said = [*chain(*examples), question]
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    quoted = said if any(token in text for text in said for token in special) else []
-    if quoted:                                  # their places for now, see `encode`
-        said = [f"\ue000{n}\ue001" for n in range(len(quoted))]
+    special = [re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if special:
+        said = [re.sub("|".join(special), "\ufdd0\\g<0>\ufdd1", text) for text in said]     # see `encode`
     if tokenizer.chat_template is not None:
         _, text = chat(tokenizer, format.instruction, said)
-        return encode(tokenizer, text, quoted, add_special_tokens=False)
+        return encode(tokenizer, text, add_special_tokens=False)
     *shown, question = said
     text = f"{format.instruction}\n\n"
     for asked, solution in zip(shown[::2], shown[1::2]):
         text += f"Problem: {asked}\n\nSolution:\n\n{solution}\n\n\n"
     text += f"Problem: {question}\n\nSolution:\n\n"
-    return encode(tokenizer, text.lstrip("\n"), quoted)
+    return encode(tokenizer, text.lstrip("\n"))
 
 
 SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # put before a template: its clock
@@ -177,19 +176,14 @@ def chat(tokenizer, instruction, said):
                 raise
 
 
-def encode(tokenizer, text, quoted=(), add_special_tokens=True):
-    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end. `quoted` are texts in
-    which what looks like a special token stays text; `text` holds the number of each between two characters
-    that no text has."""
+def encode(tokenizer, text, add_special_tokens=True):
+    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end. What stands between two
+    characters that no text has, U+FDD0 and U+FDD1, looks like a special token and stays text."""
     if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         add_special_tokens = False
-    pieces = re.split("\ue000(\\d+)\ue001", text) if quoted else [text]     # every second one is a number
     ids = []
-    for n, piece in enumerate(pieces):
-        how = {}
-        if n % 2:
-            piece = quoted[int(piece)]
-            how["split_special_tokens"] = True
+    for n, piece in enumerate(re.split("\ufdd0(.*?)\ufdd1", text)):
+        how = dict(split_special_tokens=True) if n % 2 else {}
         ids += tokenizer(piece, add_special_tokens=add_special_tokens and n == 0, **how).input_ids
         if ids[-1:] == [tokenizer.eos_token_id] and not piece.endswith(tokenizer.eos_token):
             ids.pop()
