@@ -647,10 +647,9 @@ def context_length(model) -> int:
     """Tokens a sequence may have. A window counts only if `check_model` found that it is not exact beyond."""
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in LIMITS]
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if "longrope" in str(rope):                 # its frequencies depend on the longest sequence of a call
-        limits.append(getattr(config, "original_max_position_embeddings", None))
-        limits += map(int, re.findall(r"'original_max_position_embeddings': (\d+)", str(rope)))    # of any layer
+    settings = str(vars(config))
+    if "longrope" in settings:                  # its frequencies depend on the longest sequence of a call
+        limits += map(int, re.findall(r"'original_max_position_embeddings': (\d+)", settings))
     if "served" in vars(model):
         limits.append(model.served.window)
     return min(filter(None, limits), default=sys.maxsize)
@@ -1522,9 +1521,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
                    step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                               format=format, kv_budget=kv_budget)
-    asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
-    client = functools.partial(explore, engine, reward_fn, config, progress)
-    return serve(engine, asked, client)
+    return serve(engine, (explore(engine, reward_fn, config, progress, problem) for problem in problems))
 
 
 def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
@@ -1553,7 +1550,7 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
         drawn = sum(len(s.tokens) for s in samples)
         progress(n * max_new_tokens - drawn)
         return index, samples
-    return serve(engine, enumerate(prompts), respond, drawn=progress)
+    return serve(engine, map(respond, count(), prompts), drawn=progress)
 
 
 def sample(model, tokenizer, prompts, **settings):
@@ -1569,23 +1566,21 @@ def check_search(settings):
     check_range(**{name: (settings[name], bound) for name, bound in least.items()})
 
 
-def serve(engine, asked, client, drawn=ignore):
-    """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
+def serve(engine, clients, drawn=ignore):
+    """Serve clients, twice as many at a time as there are slots, so that all are busy.
 
-    asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
-    so on. Yields what each returns, unless None, as they end. drawn is called with the number of new tokens.
+    clients: an iterator of coroutines, each of which yields a Job, is sent its samples, and so on. Yields what
+    each returns, unless None, as they end. drawn is called with the number of new tokens.
 
         engine  <- Job, tokens ->  serve  <- Job, samples ->  explore  <- leaf, samples ->  grow
     """
-    asked = iter(asked)
     engine.restart()
     keys = engine.clients                       # of the KV stored for each client
     while True:
         if not keys:                            # so there is no KV, which might be that of other weights
             weights = some_weights(engine.model)
-        new = list(islice(asked, 2 * engine.slots - len(keys)))
-        sent = [(client(*pair), None) for pair in new]              # None begins a coroutine
-        keys |= {begun: set() for begun, _ in sent}
+        sent = [(client, None) for client in islice(clients, 2 * engine.slots - len(keys))]     # begins them
+        keys |= {client: set() for client, _ in sent}
         if not keys:
             return
         if engine.clients is not keys:
@@ -1595,15 +1590,15 @@ def serve(engine, asked, client, drawn=ignore):
         sent += [(job.owner, job.samples) for job in engine.advance()]
         drawn(engine.stats["sampled"] - before)
         ended = []
-        for served, samples in sent:
+        for client, samples in sent:
             try:
-                job = served.send(samples)
+                job = client.send(samples)
             except StopIteration as done:
-                engine.store.forget(keys.pop(served))
+                engine.store.forget(keys.pop(client))
                 if done.value is not None:
                     ended.append(done.value)
             else:
-                engine.submit(replace(job, owner=served, keys=keys[served]))
+                engine.submit(replace(job, owner=client, keys=keys[client]))
         if ended:
             yield from ended                                        # whoever takes them may train the model
             if keys and some_weights(engine.model) != weights:
@@ -1611,10 +1606,11 @@ def serve(engine, asked, client, drawn=ignore):
                                  "end, or start another")
 
 
-def explore(engine, reward_fn, config, progress, problem, prompt):
+def explore(engine, reward_fn, config, progress, problem):
     """A client of `serve`: makes jobs of the leaves that `grow` asks for; returns the tree."""
     left = config["iterations"]
     deeper = (config["depth"] - 1) * engine.max_tokens
+    prompt = build_prompt(engine.tokenizer, problem["question"], format=engine.format)
     root = root_path(engine, prompt, config["seed"], problem["question"], deeper=deeper)
     if not root:
         progress(left)
