@@ -256,6 +256,7 @@ def test_ends(tok, written, step, response, script, whole):
     # A blank line in the middle of steps of fixed length ends an answer; also where its halves lie in two.
     ("answer", " Answer: 7\n\n", dict(said="So. Final", format=Format(step_tokens=30))),
     ("answer", "\n", dict(said="Final Answer: 7\n", format=Format(step_tokens=30))),
+    ("answer", "\n\n", dict(said="\n\n\n\nFinal Answer: So", format=Format(step_tokens=30))),
     # In a thought a marker is quoted, whoever opened it: the step, an earlier one, or the template.
     ("step", "<think> I end with Final Answer: 7\n\n", {}),
     ("answer", "<think> So </think>Final Answer: 7\n\n", {}),
