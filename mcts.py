@@ -285,13 +285,17 @@ class Tree:
 
     def ending(self, i: int) -> str:
         """How terminal node i ended: "right" or "wrong"; or, not valid, "unanswered" (EOS without a final
-        answer), "deep" (the last step allowed is not the solution's last), "cut" (by a limit of tokens)."""
+        answer), "deep" (the last step allowed is none of the solution), "cut" (by a limit of tokens)."""
         node = self.nodes[i]
         if node.valid:
             return "right" if node.reward > 0 else "wrong"
         if node.tokens[-1] in self.config.get("eos", ()):
             return "unanswered"
-        return "deep" if node.depth >= self.config.get("depth", math.inf) else "cut"
+        step_end = self.config.get("step_end", "\n\n")
+        _, ended, after = node.text.lstrip().rpartition(step_end)
+        counted = len(node.tokens) == self.config.get("step_tokens")
+        whole = counted or ended and not after.strip()
+        return "deep" if whole and node.depth >= self.config.get("depth", 0) else "cut"
 
     def endings(self):
         """How often its terminal nodes ended how."""
