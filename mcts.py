@@ -79,20 +79,15 @@ OPENED = re.compile(r"(?:[:：=,{]|\bis|\\[\[(]|\\begin\{[\w*]+\}|```\w*)\Z")
 @dataclass(frozen=True)
 class Format:
     """What a solution looks like, and how it is asked for: one object for search, sampling, evaluation and
-    training, so that their prompts cannot differ.
-
-    instruction   the system turn (default: asks for the steps and the marker below); "" for none
-    step_end      the text that ends a step, once the step holds other text before it
-    marker        the text that announces the final answer
-    step_tokens   a step ends after so many tokens instead, for thoughts without such a structure; a solution
-                  still ends at a step_end after its answer
-    prompt        (tokenizer, question) -> token ids or text, instead of the template; called with a third
-                  argument, pairs (question, solution), where worked examples are to be shown
-    """
-    instruction: str | None = None
-    step_end: str = "\n\n"
-    marker: str = MARKER
+    training, so that their prompts cannot differ."""
+    instruction: str | None = None      # the system turn; None: asks for steps and the marker; "": there is none
+    step_end: str = "\n\n"              # the text that ends a step, once the step holds other text before it
+    marker: str = MARKER                # the text that announces the final answer
+    # A step ends after so many tokens instead, for thoughts without such a structure; a solution still ends
+    # at a step_end after its answer.
     step_tokens: int | None = None
+    # (tokenizer, question) -> token ids or text, instead of the template; called with a third argument, pairs
+    # (question, solution), where worked examples are to be shown
     prompt: Callable | None = None
 
     def __post_init__(self):
@@ -139,19 +134,18 @@ def build_prompt(tokenizer, question: str, examples=(), format: Format = Format(
         prompt = format.prompt(tokenizer, question, *shown)
         return encode(tokenizer, prompt) if isinstance(prompt, str) else [*prompt]
     said = [*chain(*examples), question]
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    quoted = said if any(token in text for text in said for token in special) else []
-    if quoted:                                  # their places for now, see `encode`
-        said = [f"\ue000{n}\ue001" for n in range(len(quoted))]
+    special = [re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if special:
+        said = [re.sub("|".join(special), "\ufdd0\\g<0>\ufdd1", text) for text in said]     # see `encode`
     if tokenizer.chat_template is not None:
         _, text = chat(tokenizer, format.instruction, said)
-        return encode(tokenizer, text, quoted, add_special_tokens=False)
+        return encode(tokenizer, text, add_special_tokens=False)
     *shown, question = said
     text = f"{format.instruction}\n\n"
     for asked, solution in zip(shown[::2], shown[1::2]):
         text += f"Problem: {asked}\n\nSolution:\n\n{solution}\n\n\n"
     text += f"Problem: {question}\n\nSolution:\n\n"
-    return encode(tokenizer, text.lstrip("\n"), quoted)
+    return encode(tokenizer, text.lstrip("\n"))
 
 
 SAME_DAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"       # put before a template: its clock
@@ -182,19 +176,14 @@ def chat(tokenizer, instruction, said):
                 raise
 
 
-def encode(tokenizer, text, quoted=(), add_special_tokens=True):
-    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end. `quoted` are texts in
-    which what looks like a special token stays text; `text` holds the number of each between two characters
-    that no text has."""
+def encode(tokenizer, text, add_special_tokens=True):
+    """Token ids of a prompt: one BOS where the tokenizer adds one, no EOS at its end. What stands between two
+    characters that no text has, U+FDD0 and U+FDD1, looks like a special token and stays text."""
     if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         add_special_tokens = False
-    pieces = re.split("\ue000(\\d+)\ue001", text) if quoted else [text]     # every second one is a number
     ids = []
-    for n, piece in enumerate(pieces):
-        how = {}
-        if n % 2:
-            piece = quoted[int(piece)]
-            how["split_special_tokens"] = True
+    for n, piece in enumerate(re.split("\ufdd0(.*?)\ufdd1", text)):
+        how = dict(split_special_tokens=True) if n % 2 else {}
         ids += tokenizer(piece, add_special_tokens=add_special_tokens and n == 0, **how).input_ids
         if ids[-1:] == [tokenizer.eos_token_id] and not piece.endswith(tokenizer.eos_token):
             ids.pop()
@@ -203,11 +192,9 @@ def encode(tokenizer, text, quoted=(), add_special_tokens=True):
 
 def decoder(tokenizer) -> Callable:
     """The function from token ids to their text: without special tokens, but for those that mark thoughts."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     of_thoughts = re.compile("think|thought|reason", re.I)
-    dropped = {i for i in special if not of_thoughts.search(str(tokenizer.added_tokens_decoder[i]))}
-    if dropped == special:
-        return functools.partial(tokenizer.decode, **PLAIN)
+    added = tokenizer.added_tokens_decoder.items()
+    dropped = {i for i, token in added if token.special and not of_thoughts.search(str(token))}
 
     def text_of(tokens):
         kept = [token for token in tokens if token not in dropped]
@@ -472,12 +459,8 @@ def load_model(name: str, device=None, dtype: str | None = None):
     `dtype` is a name, by default "bfloat16" on a GPU, else "float32". On torch.device("meta") no weights are
     read. Raises InputError for whatever cannot be loaded as it was saved.
     """
-    is_meta = device == torch.device("meta")
-    device = device if is_meta else pick_device(device)
-    rank, _ = tasks.ranks()
-    is_hub_name = str(name).count("/") == 1 and not os.path.exists(name)
-    if is_hub_name and rank == 0:
-        print(f"there is no folder {name} here: looking for it on the Hugging Face hub", file=sys.stderr)
+    if device != torch.device("meta"):
+        device = pick_device(device)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
@@ -668,10 +651,9 @@ def context_length(model) -> int:
     """Tokens a sequence may have. A window counts only if `check_model` found that it is not exact beyond."""
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in LIMITS]
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if "longrope" in str(rope):                 # its frequencies depend on the longest sequence of a call
-        limits.append(getattr(config, "original_max_position_embeddings", None))
-        limits += map(int, re.findall(r"'original_max_position_embeddings': (\d+)", str(rope)))    # of any layer
+    settings = str(vars(config))
+    if "longrope" in settings:                  # its frequencies depend on the longest sequence of a call
+        limits += map(int, re.findall(r"'original_max_position_embeddings': (\d+)", settings))
     if "served" in vars(model):
         limits.append(model.served.window)
     return min(filter(None, limits), default=sys.maxsize)
@@ -925,7 +907,6 @@ class Cache:
         self.columns = columns
         self.device = device
         self.stride = 0
-        self.clean = 0                          # columns that hold numbers: beyond there may be NaN
         shapes = [*chain(*layers)]              # of the planes: K and V of layer 0, of layer 1, ...
         self.blocks = []                        # one tensor for all planes of the same shape: mostly one
         planes = {}
@@ -946,18 +927,15 @@ class Cache:
     def resize(self, stride, used):
         """Give lanes another stride. used: {lane: its columns in use}. Returns the new number of each."""
         numbers = {lane: number for number, lane in enumerate(sorted(used))}
-        source = [torch.arange(used[lane]) + lane * self.stride for lane in numbers]
-        target = [torch.arange(used[lane]) + number * stride for lane, number in numbers.items()]
+        source = [lane * self.stride + t for lane in numbers for t in range(used[lane])]
+        target = [number * stride + t for lane, number in numbers.items() for t in range(used[lane])]
+        source, target = torch.tensor([source, target], dtype=torch.long, device=self.device)
         self.stride = stride
         stop = self.room() * stride
-        for block in self.blocks:               # a column that is not seen weighs 0, but 0 * NaN is NaN
-            block[:, :, self.clean:stop] = 0
-        self.clean = max(self.clean, stop)
-        if used:
-            source = torch.cat(source).to(self.device)
-            target = torch.cat(target).to(self.device)
-            for plane in self.planes:
-                plane.index_copy_(1, target, plane.index_select(1, source))
+        for plane in self.planes:
+            kept = plane.index_select(1, source)
+            plane[:, :stop] = 0                 # a column that is not seen weighs 0, but 0 * NaN is NaN
+            plane.index_copy_(1, target, kept)
         return numbers
 
     def take(self, first, columns, every=1):
@@ -985,21 +963,17 @@ class Cache:
 
 
 def prefill(model, cache, lane, start, tokens):
-    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`."""
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each like the
+    first input of a sample after the path up to there."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
-        part = torch.tensor(tokens[first:first + 1024], device=cache.device)
+        newest = tokens[first:first + 1024]
+        n = len(newest)
         begin = start + first
-        stop = begin + len(part)
-        column = torch.arange(stop, device=cache.device)
-        position = column[begin:]
-        behind = position[:, None] - column                         # (T, stop)
-        group = slice(lane, lane + 1), slice(None), stop            # all rows, in this lane
-        at = lane * cache.stride + position
-        attention = lane_attention(cache, at, behind >= 0, behind, [group])
-        call_model(model, part[None], position[None], attention, logits_to_keep=1)
+        table = np.array([newest, [lane] * n, [0] * n, range(begin, begin + n), [0] * n])
+        decode(model, cache, table, logits_to_keep=1)
 
 
-def decode(model, cache, table):
+def decode(model, cache, table, **how):
     """Logits (N, V) of the token after the newest of N samples, which are sorted by lane. table (5 + x, N)
     int64: of each sample its newest token, its lane, its sibling number, the columns of its path and how many
     tokens it has drawn. The other x rows, its random words, come back on the device: so a forward copies to
@@ -1014,9 +988,8 @@ def decode(model, cache, table):
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
     if lane_by_lane(cache, lanes, alive, used):
-        groups = []
-        for number, first, stop, columns in zip(lanes, firsts, firsts + alive, used):
-            groups.append((slice(number, number + 1), slice(first, stop), columns))
+        rows = map(slice, firsts, firsts + alive)
+        groups = [*zip(map(slice, lanes, lanes + 1), rows, used)]
         place = slice(None)
     else:           # all lanes up to the last in one call, G rows each; for a sibling that has ended row 0 again
         S = lanes[-1] + 1
@@ -1026,17 +999,18 @@ def decode(model, cache, table):
         groups = [(slice(0, S), rows, used.max())]
     attention = lane_attention(cache, at, seen, behind, groups, place)
     position = start + length
-    logits = call_model(model, newest[None], position[None], attention).logits[0]
+    logits = call_model(model, newest[None], position[None], attention, **how).logits[0]
     return logits, others
 
 
 def lane_by_lane(cache, lanes, alive, used):
     """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
-    whose threads a single lane keeps busy, which has work for as many threads as heads."""
+    whose threads a single lane keeps busy, which has work for as many threads as heads; and where there
+    is one lane only, as in `prefill`, whose rows are more than its siblings."""
     in_one_call = (lanes[-1] + 1) * cache.G * used.max()            # columns that are attended to
     spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
-    return lane_fills_threads and spared > cache.CALL * len(lanes)
+    return len(lanes) == 1 or lane_fills_threads and spared > cache.CALL * len(lanes)
 
 
 def sight(columns, G, sibling, start, length):
@@ -1051,7 +1025,7 @@ def sight(columns, G, sibling, start, length):
     return on_path | own, n + length[:, None] - position
 
 
-def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
+def lane_attention(cache, at, seen, behind, groups, place):
     """An attention for call_model of N tokens, whose keys and values become columns `at` (N,) of the cache.
 
     seen, behind (N, C): see `masked_attention`. groups: (lanes, rows, columns): which lanes are attended to
@@ -1079,8 +1053,8 @@ def lane_attention(cache, at, seen, behind, groups, place=slice(None)):
 
 @dataclass
 class Store:
-    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was never
-    used goes first, the newest of it, then what was not used for longest; it is computed again when needed.
+    """The KV of steps, by the key of the path that they end, at most `budget` bytes of it. What was not used
+    for longest goes first; it is computed again when needed.
 
     The segment of a step holds the inputs that predicted it: the last token of its parent and its own but the
     last, which is the first input of its children.
@@ -1089,11 +1063,9 @@ class Store:
     stored: int = 0
     segments: OrderedDict = field(default_factory=OrderedDict)      # the first goes first
 
-    def keep(self, key, segment, goes_first=False):
-        """goes_first: before all others, since most steps are never gone on from."""
+    def keep(self, key, segment):
         if key not in self.segments:
             self.segments[key] = segment
-            self.segments.move_to_end(key, last=not goes_first)
             self.stored += sum(block.nbytes for block in segment)
         while self.stored > self.budget and self.segments:
             self.forget([next(iter(self.segments))])
@@ -1133,7 +1105,7 @@ class Sample:
 class Job:
     """A path to draw samples after. `submit` splits it into parts of a lane each: a part draws those of its
     siblings that come from `first` on. What `submit` and `serve` set comes after `order`."""
-    path: list                # (key, tokens) of the prompt, maybe in two parts, and of each step to the leaf
+    path: list                # (key, tokens) of the prompt and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
     order: object = 0         # the lowest goes first; `submit` makes it (order, number of the job, first)
@@ -1160,7 +1132,6 @@ class Draft:
     start: int                # columns of its path
     words: np.ndarray         # (max_tokens, 2) its random words
     newest: int               # the next input
-    text: str = ""            # of its step so far, without the blanks that it began with (see Engine.begin)
     tokens: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)
 
@@ -1240,35 +1211,33 @@ class Scheduler:
 
 
 class Ending:
-    """Where samples end: by the texts of single tokens, since to decode all again and again would be slow."""
+    """Where samples end. To decode a text for every token would be slow: it is done for those few that may
+    complete a step's end."""
 
-    def __init__(self, engine, context):
+    def __init__(self, engine):
         self.engine = engine
-        self.context = context
         self.text_of = decoder(engine.tokenizer)
         self.eos = eos_tokens(engine.model, engine.tokenizer)
+        last = engine.format.step_end[-1]
+        self.completing = tokens_with(engine.tokenizer, len(engine.tokenizer), last)
         size = engine.model.served.vocabulary
-        self.texts = vocabulary_texts(engine.tokenizer, len(engine.tokenizer), size)
         if max(self.eos, default=0) >= size:
             raise InputError(f"an EOS token is {max(self.eos)}, but the model has only {size} logits: "
                              "correct its generation_config.json, or take its own tokenizer")
 
     def step_ends(self, draft):
-        """Add the newest token to the text of `draft`; whether it completes the step's end after other text,
-        alone (".\\n\\n") or with tokens before it ("\\n", "\\n"). Blanks, and ends, that a step begins with do
-        not count."""
+        """Whether the newest token of `draft` completes the step's end after other text, alone (".\\n\\n") or
+        with tokens before it ("\\n", "\\n"). Blanks, and ends, that a step begins with do not count."""
+        if draft.newest not in self.completing:
+            return False
         format = self.engine.format
         step_end = format.step_end
-        seen = draft.text.rstrip("\ufffd")                              # without half a character
-        text = draft.text + self.texts[draft.newest]
-        if not step_end.isascii():                                      # a character may be several tokens
-            said = draft.job.said if format.step_tokens else []
-            text = self.text_of(said + draft.tokens)
-        while text != draft.text:
-            draft.text = text
-            text = text.lstrip().removeprefix(step_end)
-        unseen = len(seen) - len(step_end) + 1                          # where an end not yet seen may begin
-        return step_end in draft.text[max(0, unseen):]
+        said = draft.job.said if format.step_tokens else []             # may have ended amid a line
+        before = self.text_of(said + draft.tokens[:-1]).rstrip("\ufffd")    # without half a character
+        text = self.text_of(said + draft.tokens)
+        opening = re.match(rf"(\s|{re.escape(step_end)})*", text)
+        unseen = len(before) - len(step_end) + 1                        # where an end not yet seen may begin
+        return step_end in text[max(opening.end(), unseen):]
 
     def __call__(self, draft):
         """How the sample ends with its newest token, see Sample; None if it goes on.
@@ -1280,7 +1249,7 @@ class Ending:
         """
         engine, format = self.engine, self.engine.format
         drawn = len(draft.tokens)
-        full = draft.start + 1 + drawn >= self.context
+        full = draft.start + 1 + drawn >= engine.schedule.context
         if draft.newest in self.eos:
             return "eos"
         at_end = self.step_ends(draft)
@@ -1297,14 +1266,14 @@ class Ending:
 
 
 @functools.lru_cache(maxsize=2)
-def vocabulary_texts(tokenizer, known, size):
-    """The text of each of `size` logits' tokens, after other text: some tokenizers drop the space with which a
-    text begins. "" beyond the `known` tokens, len(tokenizer), which is asked for since a tokenizer may grow."""
+def tokens_with(tokenizer, known, character):
+    """Those of `known` tokens, len(tokenizer), which is asked for since it may grow, whose text holds
+    `character`, or a part of one; after other text: some tokenizers drop the space that a text begins
+    with."""
     other = tokenizer.encode("a", add_special_tokens=False)
     skipped = len(tokenizer.decode(other, **PLAIN))
-    ids = [[*other, i] for i in range(min(known, size))]
-    texts = tokenizer.batch_decode(ids, **PLAIN)
-    return [text[skipped:] for text in texts] + [""] * (size - len(texts))
+    texts = tokenizer.batch_decode([[*other, i] for i in range(known)], **PLAIN)
+    return {i for i, text in enumerate(texts) if character in text[skipped:] or "\ufffd" in text}
 
 
 def eos_tokens(model, tokenizer):
@@ -1337,11 +1306,9 @@ class Engine:
         fill = 80 if self.model.device.type == "cpu" else 320
         self.slots = self.slots or max(1, fill // self.siblings)
         context = context_length(self.model)
-        self.ending = Ending(self, context)
+        self.ending = Ending(self)
         self.token_hash = hash_vocabulary(self.model.served.vocabulary, self.model.device)
-        self.opening = None, []                 # key and tokens with which prompts begin, see share_opening
         self.clients = {}                       # see serve
-        self.weights = []                       # see check_weights
         self.numbers = count()                  # of the jobs
         self.stats = dict(prefilled=0, reused=0, sampled=0, forwards=0)         # tokens, and decode forwards
         self.cache, self.store = take_memory(self, context)
@@ -1349,11 +1316,11 @@ class Engine:
         self.schedule = Scheduler(self.cache, self.slots * of_a_job, self.max_tokens, context)
 
     def restart(self):
-        """Drop what an earlier search left unfinished, and all KV, which may be that of other weights."""
+        """Drop what an earlier search left unfinished, with its KV."""
         self.schedule.waiting = []
         self.schedule.drafts = []
         self.store.forget([*self.store.segments])
-        self.weights = some_weights(self.model)
+        self.clients = {}
 
     def submit(self, job):
         """Let `job` wait for lanes; its `samples` become the result."""
@@ -1395,13 +1362,11 @@ class Engine:
         gather(self, job, lane)
         key, tokens = job.path[-1]
         words = random_words(key, self.max_tokens, self.siblings)
-        # A step of a given number of tokens may have ended amid a line: its text goes on.
-        text = self.ending.text_of(job.said) if self.format.step_tokens else ""
         mine = job.samples[job.first:job.first + self.cache.G]
         for sibling, sample in enumerate(mine):
             if sample is None:                  # else it ended before the job gave up its lane
                 own = words[job.first + sibling]
-                draft = Draft(job, lane, sibling, job.start, own, tokens[-1], text)
+                draft = Draft(job, lane, sibling, job.start, own, tokens[-1])
                 self.schedule.drafts.append(draft)
 
     def draw(self, drafts):
@@ -1429,7 +1394,7 @@ class Engine:
             key = hash_tokens(draft.job.path[-1][0], draft.tokens)
             first = draft.lane * self.cache.stride + draft.start + draft.sibling
             segment = self.cache.take(first, len(draft.tokens), every=self.cache.G)
-            self.store.keep(key, segment, goes_first=True)
+            self.store.keep(key, segment)
             draft.job.keys.add(key)
 
 
@@ -1477,53 +1442,32 @@ def take_memory(engine, context):
     return cache, Store(budget - cache.nbytes)
 
 
-def check_weights(engine, half_drawn):
-    """If its model was trained: let the engine start afresh, or raise InputError where samples are half drawn
-    by the old weights."""
-    if some_weights(engine.model) == engine.weights:
-        return
-    if half_drawn:
-        raise InputError("the model's weights changed while its samples were drawn: let the search end, or "
-                         "start another")
-    engine.restart()
-
-
 def some_weights(model):
     """A few values of every weight: enough to notice that it was trained. Of sharded weights nothing, since
     they come and go."""
-    some = []
-    for p in model.parameters():
-        if hasattr(p, "to_local"):
-            return []
-        every = 1 + p.numel() // 16
-        some.append(p.detach().flatten()[::every].float())
+    weights = [p.detach() for p in model.parameters()]
+    if any(hasattr(weight, "to_local") for weight in weights):
+        return []
+    some = [weight.flatten()[::1 + weight.numel() // 16].float() for weight in weights]
     return torch.cat(some).tolist()
 
 
 def free_memory(device):
-    """Bytes that may be taken: on a GPU with what torch has cached, else what the system calls available
-    (page cache included), within the limit of the container."""
+    """Bytes that may be taken: on a GPU with what torch has cached, else what Linux calls available (page
+    cache included; other systems: 8 GiB), within the limits of the control groups that the process is in."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = [2**33]                              # where nothing can be asked
-    if hasattr(os, "sysconf"):
-        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2]
-    if available := re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo")):
-        free = [1024 * int(available[1])]
-    folder = "/sys/fs/cgroup/"
-    cgroups = [("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-               (folder, "memory.max", "memory.current")]
+    available = re.search(r"MemAvailable: *(\d+)", read("/proc/meminfo"))
+    free = [1024 * int(available[1]) if available else 2**33]
     own = re.search(r"^0::/(.+)$", read("/proc/self/cgroup"), re.M)
-    for name in own[1].split("/") if own else ():                   # the process's group lies in others
-        folder = f"{folder}{name}/"
-        cgroups.append((folder, "memory.max", "memory.current"))
-    for folder, limit, usage in cgroups:
-        most = read(folder + limit).strip()
+    names = own[1].split("/") if own else []
+    for folder in accumulate(["/sys/fs/cgroup", *names], os.path.join):
+        most = read(f"{folder}/memory.max").strip()
         if most.isdigit():
-            cached = re.search(r"\binactive_file (\d+)", read(folder + "memory.stat"))
-            left = int(most) - int(read(folder + usage))
-            free.append(left + int(cached[1]) if cached else left)
+            cached = re.findall(r"\binactive_file (\d+)", read(f"{folder}/memory.stat"))
+            used = int(read(f"{folder}/memory.current"))
+            free.append(int(most) - used + sum(map(int, cached)))
     return max(0, min(free))
 
 
@@ -1566,9 +1510,11 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
     that is blank, or fills the model's context or the KV memory, is skipped with a line on stderr.
     """
     if engine:
-        check_engine(engine, model, tokenizer)
-        slots, candidates = engine.slots, engine.siblings
-        max_step_tokens, format = engine.max_tokens, engine.format
+        is_theirs = engine.model is model and engine.tokenizer is tokenizer
+        if not is_theirs or engine.whole or engine.temperature != 1:
+            raise InputError("this engine draws for another model, whole responses, or not at temperature 1: "
+                             "give one that draws steps, made with the same model and tokenizer")
+        candidates, max_step_tokens, format = engine.siblings, engine.max_tokens, engine.format
     if candidates is None:
         candidates = breadth
     config = dict(iterations=iterations, breadth=breadth, depth=depth, c_puct=c_puct, candidates=candidates,
@@ -1579,9 +1525,7 @@ def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, d
                    step_end=format.step_end, step_tokens=format.step_tokens, marker=format.marker)
     engine = engine or Engine(model, tokenizer, slots=slots, siblings=candidates, max_tokens=max_step_tokens,
                               format=format, kv_budget=kv_budget)
-    asked = ((problem, build_prompt(tokenizer, problem["question"], format=format)) for problem in problems)
-    client = functools.partial(explore, engine, tokenizer, reward_fn, config, progress)
-    return serve(engine, asked, client)
+    return serve(engine, (explore(engine, reward_fn, config, progress, problem) for problem in problems))
 
 
 def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=1024, seed=0, slots=None,
@@ -1610,7 +1554,7 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
         drawn = sum(len(s.tokens) for s in samples)
         progress(n * max_new_tokens - drawn)
         return index, samples
-    return serve(engine, enumerate(prompts), respond, drawn=progress)
+    return serve(engine, map(respond, count(), prompts), drawn=progress)
 
 
 def sample(model, tokenizer, prompts, **settings):
@@ -1626,31 +1570,21 @@ def check_search(settings):
     check_range(**{name: (settings[name], bound) for name, bound in least.items()})
 
 
-def check_engine(engine, model, tokenizer):
-    """Raise InputError unless the engine draws steps with them, by the policy itself."""
-    is_theirs = engine.model is model and engine.tokenizer is tokenizer
-    if not is_theirs or engine.whole or engine.temperature != 1:
-        raise InputError("this engine draws for another model, whole responses, or not at temperature 1: give "
-                         "one that draws steps, made with the same model and tokenizer")
+def serve(engine, clients, drawn=ignore):
+    """Serve clients, twice as many at a time as there are slots, so that all are busy.
 
-
-def serve(engine, asked, client, drawn=ignore):
-    """Serve a client for each of `asked`, twice as many at a time as there are slots, so that all are busy.
-
-    asked: pairs (what, prompt); client(what, prompt): a coroutine that yields a Job, is sent its samples, and
-    so on. Yields what each returns, unless None, as they end. drawn is called with the number of new tokens.
+    clients: an iterator of coroutines, each of which yields a Job, is sent its samples, and so on. Yields what
+    each returns, unless None, as they end. drawn is called with the number of new tokens.
 
         engine  <- Job, tokens ->  serve  <- Job, samples ->  explore  <- leaf, samples ->  grow
     """
-    asked = iter(asked)
-    keys = {}                                   # of the KV stored for each client
     engine.restart()
-    engine.clients = keys
+    keys = engine.clients                       # of the KV stored for each client
     while True:
-        new = list(islice(asked, 2 * engine.slots - len(keys)))
-        share_opening(engine, [prompt for _, prompt in new])
-        sent = [(client(*pair), None) for pair in new]              # None begins a coroutine
-        keys |= {begun: set() for begun, _ in sent}
+        if not keys:                            # so there is no KV, which might be that of other weights
+            weights = some_weights(engine.model)
+        sent = [(client, None) for client in islice(clients, 2 * engine.slots - len(keys))]     # begins them
+        keys |= {client: set() for client, _ in sent}
         if not keys:
             return
         if engine.clients is not keys:
@@ -1660,29 +1594,32 @@ def serve(engine, asked, client, drawn=ignore):
         sent += [(job.owner, job.samples) for job in engine.advance()]
         drawn(engine.stats["sampled"] - before)
         ended = []
-        for served, samples in sent:
+        for client, samples in sent:
             try:
-                job = served.send(samples)
+                job = client.send(samples)
             except StopIteration as done:
-                engine.store.forget(keys.pop(served) - {engine.opening[0]})
+                engine.store.forget(keys.pop(client))
                 if done.value is not None:
                     ended.append(done.value)
             else:
-                engine.submit(replace(job, owner=served, keys=keys[served]))
+                engine.submit(replace(job, owner=client, keys=keys[client]))
         if ended:
             yield from ended                                        # whoever takes them may train the model
-            check_weights(engine, half_drawn=bool(keys))
+            if keys and some_weights(engine.model) != weights:
+                raise InputError("the model's weights changed while its samples were drawn: let the search "
+                                 "end, or start another")
 
 
-def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
+def explore(engine, reward_fn, config, progress, problem):
     """A client of `serve`: makes jobs of the leaves that `grow` asks for; returns the tree."""
     left = config["iterations"]
     deeper = (config["depth"] - 1) * engine.max_tokens
+    prompt = build_prompt(engine.tokenizer, problem["question"], format=engine.format)
     root = root_path(engine, prompt, config["seed"], problem["question"], deeper=deeper)
     if not root:
         progress(left)
         return None
-    thought = thinking(tokenizer, prompt)
+    thought = thinking(engine.tokenizer, prompt)
     outcome = functools.partial(outcome_of, engine, reward_fn, problem, thought)
     tree = Tree(problem["question"], problem["answer"], prompt, config)
     limits = {name: config[name] for name in ("iterations", "breadth", "depth", "c_puct")}
@@ -1705,14 +1642,6 @@ def explore(engine, tokenizer, reward_fn, config, progress, problem, prompt):
         progress(1)
 
 
-def share_opening(engine, prompts):
-    """Find what the first `prompts` all begin with, the instruction and worked examples: a part of each path
-    of its own, so that its KV is computed once."""
-    if engine.opening[0] is None and len(prompts) > 1:
-        opening = os.path.commonprefix(prompts)                     # of any lists
-        engine.opening = hash_tokens(b"", opening), opening
-
-
 def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
     """The path of a root, see Job; None, with a line on stderr, for a prompt that cannot be answered. Its key
     names its KV, and is that of its random numbers: so it depends on the seed, and on the `repeat`."""
@@ -1729,10 +1658,6 @@ def root_path(engine, prompt, seed, name, repeat=0, deeper=0):
         return None
     key = (seed % 2**64).to_bytes(8, "little")
     key = hash_tokens(hash_tokens(key, [repeat]) if repeat else key, prompt)
-    opening = engine.opening[1]
-    shared = len(opening)
-    if 0 < shared < n and prompt[:shared] == opening:
-        return [engine.opening, (key, prompt[shared:])]
     return [(key, prompt)]
 
 

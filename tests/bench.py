@@ -90,6 +90,7 @@ class StepEnds:
         for i, newest in enumerate(ids[:, -1].tolist()):
             row = self.rows[i]
             row.newest = newest
+            row.tokens.append(newest)
             if self.ending.step_ends(row):
                 self.done[i] = True
         return torch.tensor(self.done, device=ids.device)
