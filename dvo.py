@@ -54,8 +54,7 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict,
-    set_optimizer_state_dict)
+    StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -652,9 +651,9 @@ def reference_point(policy, pairs: list[Example], max_tokens: int) -> float:
     KL(pi || pi_ref), at least 0."""
     total = torch.zeros(1, dtype=torch.float64)
     for weight, batch in my_micro_batches(pairs, max_tokens):
-        vectors = policy(packs=[e.pack for e in batch])
-        for e, logprobs in zip(batch, vectors):
-            log_ratio = logprobs[1].item() - e.reference[1].item()
+        vectors = policy(packs=[pairs[i].pack for i in batch])
+        for i, logprobs in zip(batch, vectors):
+            log_ratio = logprobs[1].item() - pairs[i].reference[1].item()
             total += weight * log_ratio
     add_over_ranks(total)
     return max(0.0, total.item() / max(1, len(pairs)))
@@ -669,7 +668,7 @@ class Learner:
     def __init__(self, module, peak=None):
         self.module = module
         self.peak = peak
-        self.optimizer = None
+        self.optimizer = ()                     # as torch.distributed writes it
         if peak is not None:
             self.optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
 
@@ -685,15 +684,15 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     return steps
 
 
-def warmup(total):
-    """Steps of the warmup: a tenth of all (Sec. 5), but 20 at least. Adam's first update moves every weight
-    by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
-    return max(round(0.1 * total), 20)
+# Steps of the warmup at least. Adam's first update moves every weight by the full rate, whatever the gradient:
+# without some tens of steps a short training jumps.
+SHORTEST_WARMUP = 20
 
 
 def rate_share(step: int, total: int) -> float:
-    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup, then a cosine to 0."""
-    ramp = warmup(total)
+    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup of a tenth of all steps
+    (Sec. 5) or more, then a cosine to 0."""
+    ramp = max(round(0.1 * total), SHORTEST_WARMUP)
     if step < ramp:
         return (step + 1) / ramp
     progress_after = (step - ramp) / (total - ramp)
@@ -711,8 +710,8 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
     on. A step whose gradient is not finite is skipped; the fifth in a row raises InputError."""
     total = len(steps)
     first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
-    if rank() == 0 and 0 < total < warmup(total):
-        print(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
+    if 0 < total < SHORTEST_WARMUP:
+        say(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
     saved = time.time()
     bad_in_a_row = 0
     for step in progress(name, total, "step", iterable=range(first, total), initial=first):
@@ -747,12 +746,12 @@ def accumulate(learners, taken, loss_fn, micro_tokens, beta):
     units = sum(e.units for e in taken)
     sums = []                               # (3,) of each example: loss, and rewards of right, of wrong paths
     for weight, batch in my_micro_batches(taken, micro_tokens):
-        packs = [e.pack for e in batch]
+        packs = [taken[i].pack for i in batch]
         outputs = [learner.module(packs=packs) for learner in learners]
         loss = 0.0
-        for e, *vectors in zip(batch, *outputs):                    # a vector by each learner
+        for i, *vectors in zip(batch, *outputs):                    # a vector by each learner
             logprobs = vectors[0]                                   # or values: a critic alone has no beta
-            e = e.like(logprobs)
+            e = taken[i].like(logprobs)
             losses = loss_fn(e, *vectors)
             loss = loss + weight * losses.sum() / units
             log_ratio = logprobs.detach() - e.reference
@@ -805,37 +804,35 @@ def micro_batches(examples, max_tokens, first=0, every=1):
 
 
 def my_micro_batches(examples, max_tokens):
-    """This rank's share of `examples` as (weight, examples), as many on every rank, each of which must make
-    the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
+    """This rank's share of `examples` as (weight, their indices), as many on every rank, each of which must
+    make the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
     of_rank = [micro_batches(examples, max_tokens, r, world()) for r in range(world())]
     most = max(map(len, of_rank))
-    mine = [(1.0, [examples[i] for i in batch]) for batch in of_rank[rank()]]
-    shortest = [examples[batch[0]] for batch in of_rank[0][:1]]
-    return mine + [(0.0, shortest)] * (most - len(mine))
+    mine = [(1.0, batch) for batch in of_rank[rank()]]
+    shortest = [batch[:1] for batch in of_rank[0][:1]]
+    return mine + [(0.0, i) for i in shortest] * (most - len(mine))
 
 
 @torch.no_grad()
-def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int,
-                shard_search: bool = False) -> list[Tensor]:
-    """module(packs=...) of each example, on the CPU: each rank does its share at its own pace."""
-    batches = micro_batches(examples, max_tokens, rank(), world())
+def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int) -> list[Tensor]:
+    """module(packs=...) of each example, on the CPU: each rank does its share."""
+    batches = my_micro_batches(examples, max_tokens)
     found = {}
-    with (at_own_pace(module, name, shard_search),
-          progress(name, len(batches), "batch", leave=False) as bar):
-        for batch in batches:
-            vectors = module(packs=[examples[i].pack for i in batch])
+    for weight, batch in progress(name, len(batches), "batch", iterable=batches, leave=False):
+        vectors = module(packs=[examples[i].pack for i in batch])
+        if weight:
             found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
-            bar.update()
+    reshard(module)
     found = merge_over_ranks(found)
     return [found[i] for i in range(len(examples))]
 
 
-def add_reference(policy, examples, max_tokens, shard_search=False):
+def add_reference(policy, examples, max_tokens):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round, so
     no second model is kept. (What the search stored was computed in other batches, with other roundings.)
     Returns by how many nats a token that differs from it, in the worst example."""
     distances = []
-    found = forward_all(policy, examples, "reference", max_tokens, shard_search)
+    found = forward_all(policy, examples, "reference", max_tokens)
     for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
@@ -897,6 +894,12 @@ def merge_over_ranks(mine):
         parts = [None] * world()
         dist.all_gather_object(parts, mine)
     return {key: item for part in parts for key, item in part.items()}
+
+
+def say(text, **how):
+    """Print on rank 0."""
+    if rank() == 0:
+        print(text, **how)
 
 
 def progress(description, total, unit='question', **how):
@@ -1071,23 +1074,18 @@ def somebody_works(me):
 
 def wait_for_ranks(name, patience=60):
     """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
-    if world() > 1:
-        with told("wait for the other ranks", "the one that failed first says why", RuntimeError):
-            wait_in_store(name, patience)
-
-
-def wait_in_store(name, patience):
-    store = dist.distributed_c10d._get_default_store()              # counters that all ranks see
+    if world() == 1:
+        return
     start = time.time()
-    times = store.add(f"{name}/{rank()}", 1)                        # this rank has come here under this name
-    while waiting := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
-        time.sleep(0.2)
-        if rank() == 0 and time.time() - start > patience:
-            print(f"{name}: still waiting for rank {', '.join(map(str, waiting))}", file=sys.stderr)
-            start = time.time()
-    store.add(f"{name}/met", 1)
-    while rank() == 0 and store.add(f"{name}/met", 0) < times * world():
-        time.sleep(0.01)                    # the store may live in its process, so it leaves last
+    with told("wait for the other ranks", "the one that failed first says why", RuntimeError):
+        store = dist.distributed_c10d._get_default_store()          # counters that all ranks see
+        times = store.add(f"{name}/{rank()}", 1)                    # this rank has come here under this name
+        while late := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
+            time.sleep(0.2)
+            if rank() == 0 and time.time() - start > patience:
+                print(f"{name}: still waiting for rank {', '.join(map(str, late))}", file=sys.stderr)
+                start = time.time()
+        meet()                              # the store may live in rank 0, which no other asks after this
 
 
 # ---------------------------------------------------------------- what a run leaves on disk
@@ -1138,9 +1136,7 @@ def state_of(learners):
     """Weights and optimiser state of each learner, by names that load on any number of ranks."""
     state = {}
     for i, learner in enumerate(learners):
-        state[f"model{i}"] = get_model_state_dict(learner.module)
-        if learner.optimizer:
-            state[f"optimizer{i}"] = get_optimizer_state_dict(learner.module, learner.optimizer)
+        state[f"model{i}"], state[f"optimizer{i}"] = get_state_dict(learner.module, learner.optimizer)
     return state
 
 
@@ -1157,9 +1153,8 @@ def load_state(folder, learners):
               (OSError, RuntimeError, ValueError, CheckpointException)):
         dcp.load(state, checkpoint_id=folder)
     for i, learner in enumerate(learners):
-        set_model_state_dict(learner.module, state[f"model{i}"])
-        if learner.optimizer:
-            set_optimizer_state_dict(learner.module, learner.optimizer, state[f"optimizer{i}"])
+        model, optimizer = state[f"model{i}"], state[f"optimizer{i}"]
+        set_state_dict(learner.module, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
     return state["step"]
 
 
@@ -1430,16 +1425,14 @@ def bootstrap(run, problems):
     imitated = imitate_own(run, demonstrations(run, sampled[n:]), unseen)
     after = measure_form(run, "after", problems[:n]) if imitated["rate"] else before
     is_better = after["both"] > before["both"]
-    if rank() == 0:
-        rate = imitated["rate"] or "none of the rates tried"
-        print(f"\nbootstrap: {imitated['responses']} responses to imitate, at a rate of {rate}; "
-              f"{before['responses']} responses to questions held back:")
-        for name, shares in ("before", before), ("after", after):
-            print(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
-                  f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
-        if not is_better:
-            print("no gain: the rounds start from the base as it was given")
+    rate = imitated["rate"] or "none of the rates tried"
+    say(f"\nbootstrap: {imitated['responses']} responses to imitate, at a rate of {rate}; "
+        f"{before['responses']} responses to questions held back:")
+    for name, shares in ("before", before), ("after", after):
+        say(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
+            f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
     if not is_better:
+        say("no gain: the rounds start from the base as it was given")
         read_pretrained(run.policy, args.model)
     save_state(run.file("state"), [Learner(run.policy)], step=0)
     save_model(run.policy, run.tokenizer, run.file("model"))
@@ -1523,8 +1516,7 @@ def imitate_own(run, examples, unseen):
 
 def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
-    args = run.args
-    vectors = forward_all(run.policy, examples, "held back", args.micro_tokens, args.shard_search)
+    vectors = forward_all(run.policy, examples, "held back", run.args.micro_tokens)
     logprob = sum(vector.sum().item() for vector in vectors)
     tokens = sum(e.tokens.sum().item() for e in examples)
     return -logprob / max(1.0, tokens)
@@ -1546,8 +1538,7 @@ def search_round(run, problems):
         for tree in mcts.search(run.policy, run.tokenizer, mine, tasks.reward, **settings):
             tasks.write_line(lines, tree.record())
     found = mcts.describe(trees_of_round(run))
-    if rank() == 0:
-        print(f"round {run.round}: {mcts.explain(found)}")
+    say(f"round {run.round}: {mcts.explain(found)}")
     return found
 
 
@@ -1579,7 +1570,7 @@ def train_round(run):
                          "different value: search more, or take questions of another difficulty")
     if args.targets == "value-model":
         value_by_model(run, examples)
-    distance = add_reference(policy, examples, args.micro_tokens, args.shard_search)
+    distance = add_reference(policy, examples, args.micro_tokens)
     if not distance < 0.25:                                         # nor if it is NaN
         raise InputError("these trees, or some, were not sampled from this model: its log-probs differ by up to "
                          f"{distance:.2f} nats a token; give the model that searched them")
@@ -1591,16 +1582,15 @@ def train_round(run):
     pairs = []
     if args.objective == "kto":
         pairs = mismatched(examples, steps, mcts.context_length(policy), seed)
-        add_reference(policy, sum(pairs, []), args.micro_tokens, args.shard_search)
+        add_reference(policy, sum(pairs, []), args.micro_tokens)
 
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
     found = {"questions": len(examples), "paths": sum(len(e.path) for e in examples),
              "correct": sum(e.correct.sum().item() for e in examples)}
-    if rank() == 0:
-        print(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or "
-              f"better) of {found['questions']} questions")
+    say(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or better) of "
+        f"{found['questions']} questions")
     loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
     how = run.training("train", f"round {run.round}: train", "state")
     train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
@@ -1616,7 +1606,7 @@ def value_by_model(run, examples):
     steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
     how = run.training("value", f"round {run.round}: value model", "critic")
     train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
-    values = forward_all(critic, examples, "values", args.micro_tokens, args.shard_search)
+    values = forward_all(critic, examples, "values", args.micro_tokens)
     for e, value in zip(examples, values):
         e.take_values(value)
 
@@ -1636,14 +1626,14 @@ def evaluate_round(run, task, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
     records = sample_responses(run, f"responses-{task}", problems)
     shown = set()
-    for record in records if rank() == 0 else ():
+    for record in records:
         for response in record["responses"]:
             word = "right" if response["correct"] else "wrong"
             if word not in shown:
                 shown.add(word)
                 text = f"{record['question']}\n\n{response['response'].strip()}"
-                print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
-                print(textwrap.indent(text, "    "))
+                say(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
+                say(textwrap.indent(text, "    "))
     result = tasks.summarise(records, run.args.trials)
     del result["trials"]
     return result | {"task": task}
@@ -1692,7 +1682,7 @@ def report(run):
     names = [Path(task).stem for task in run.args.eval_data]
     widths = [max(24, len(name) + 2) for name in names]
     headers = map(str.rjust, names, widths)
-    print(f"\n{'':12}{''.join(headers)}   seconds: search, train, evaluate")
+    say(f"\n{'':12}{''.join(headers)}   seconds: search, train, evaluate")
     first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
         found = [run.result(f"eval-{name}", r) for name in names]
@@ -1703,7 +1693,7 @@ def report(run):
         for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
             seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
             cells += f"{seconds:10.1f}"
-        print(f"{f'round {r}' if r else first:12}{cells}")
+        say(f"{f'round {r}' if r else first:12}{cells}")
 
 
 # Rows for other trainers
@@ -1793,8 +1783,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
         right = from_rank_0(lambda: share)
         if part > 0 and right >= 0.99:
             break
-    if rank() == 0:
-        print(f"base: {right:.1%} of its single operations are right")
+    say(f"base: {right:.1%} of its single operations are right")
     save_model(policy, tokenizer, folder)
 
 
@@ -1819,8 +1808,7 @@ def show_what_was_learnt(run):
     this."""
     mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
-        if rank() == 0:
-            print("no tree of this round holds both outcomes")
+        say("no tree of this round holds both outcomes")
         return
 
     def distance_from_a_picture(tree):
@@ -1925,7 +1913,7 @@ def add_training_flags(group):
     add_number(group, "save-minutes", 10.0, "between two saved states of a training")
     add("--activation-checkpointing", action="store_true", help="compute blocks again in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
-    add("--shard-search", action="store_true", help="slowly sample and score what does not fit on one GPU")
+    add("--shard-search", action="store_true", help="slowly sample from what does not fit on one GPU")
 
 
 def parse_arguments():
@@ -1992,8 +1980,8 @@ def load_data(args):
         trained_on = {p["question"] for p in problems}
     tested = itertools.chain(*eval_sets.values())
     both = sum(p["question"] in trained_on for p in tested)
-    if both and rank() == 0:
-        print(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
+    if both:
+        say(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
     return problems, eval_sets
 
 
@@ -2029,8 +2017,7 @@ def main():
     if is_demo and not args.out:
         out = from_rank_0(lambda: tempfile.mkdtemp(prefix="dvo-demo-"))
     run = Run(out, args)
-    if rank() == 0:
-        print(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
+    say(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
     if is_demo:
         args.model = str(run.folder / "base")
         if not from_rank_0(Path(args.model).exists):
@@ -2044,10 +2031,9 @@ def main():
     if is_demo and from_rank_0(run.file("state", args.rounds).exists):      # not of a round before the last
         hold_weights(run, args.rounds)
         show_what_was_learnt(run)
-    if rank() == 0:
-        report(run)
-        more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
-        print(f"\n{time.time() - start:.0f} s in all.{more}")
+    report(run)
+    more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
+    say(f"\n{time.time() - start:.0f} s in all.{more}")
     if world() > 1:     # all is written; gloo's threads, ended by destructors, now and then abort a rank
         wait_for_ranks("end")
         sys.stdout.flush()
