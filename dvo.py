@@ -1322,8 +1322,10 @@ def stage(run, name, work, *given):
             torch.cuda.empty_cache()                                # the next stage needs blocks of other sizes
     if trains:
         run.newest = run.round
-        if rank() == 0:
-            drop_states(run)                                        # now, or what a kill has left
+        before = run.folder / f"round{run.round - 1}"               # later rounds start from this one's state
+        for spent in before / "state", run.file("critic"), *run.file("").glob("state-*"):
+            if rank() == 0:
+                remove(spent)                                       # now, or what a kill has left
 
 
 def hold_weights(run, of_round):
@@ -1331,23 +1333,6 @@ def hold_weights(run, of_round):
     if run.held != of_round:
         load_state(run.file("state", of_round), [Learner(run.policy)])
         run.held = of_round
-
-
-def write_card(run):
-    """Bring the card of the round's model up to date."""
-    model = run.file("model")
-    if model.exists():
-        with told(f"write {model / 'README.md'}"):
-            (model / "README.md").write_text(model_card(run), encoding="utf-8")
-
-
-def drop_states(run):
-    """Of a round whose training is done: those that nobody needs, since later rounds start from its own."""
-    for tried in run.file("").glob("state-*"):                      # a rate, by bootstrapping
-        remove(tried)
-    remove(run.file("critic"))
-    if run.round > 0:
-        remove(run.file("state", run.round - 1))
 
 
 def questions_of_round(r, problems, args):
@@ -1639,20 +1624,21 @@ def evaluate_round(run, task, problems):
     return result | {"task": task}
 
 
-def model_card(run):
-    """The README of a saved model: where it comes from, its numbers so far, and how it is asked."""
+def write_card(run):
+    """Bring the README of the round's model up to date: where it comes from, its numbers, how it is asked."""
     args = run.args
+    path = run.file("model") / "README.md"
+    if not path.parent.exists():
+        return
     how = f"round {run.round} of --objective {args.objective}"
     if run.round == 0:
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     rows = rows or "| not evaluated | |\n"
-    question = run.question
-    ids = mcts.build_prompt(run.tokenizer, question, format=args.format)
-    prompt = run.tokenizer.decode(ids)
-    prompt = prompt.replace(question, "QUESTION")
-    return f"""\
+    ids = mcts.build_prompt(run.tokenizer, run.question, format=args.format)
+    prompt = run.tokenizer.decode(ids).replace(run.question, "QUESTION")
+    card = f"""\
 # {args.model} after {how}
 
 Made by the reference implementation of Direct Value Optimization (arXiv 2502.13723); the settings are in
@@ -1669,31 +1655,28 @@ from transformers import pipeline
 
 prompt = {prompt!r}
 solve = pipeline("text-generation", model=".")  # this folder
-asked = prompt.replace("QUESTION", {question!r})
+asked = prompt.replace("QUESTION", {run.question!r})
 found = solve(asked, add_special_tokens=False, max_new_tokens={args.max_new_tokens}, do_sample=True,
               temperature={args.temperature:g}, top_k=0, return_full_text=False)
 print(found[0]["generated_text"])
 ```
 """
+    with told(f"write {path}"):
+        path.write_text(card, encoding="utf-8")
 
 
 def report(run):
-    """Print accuracy, spread and seconds of the base, bootstrapped or not, and of every round."""
+    """Print accuracy and spread of the base, bootstrapped or not, and of every round."""
     names = [Path(task).stem for task in run.args.eval_data]
-    widths = [max(24, len(name) + 2) for name in names]
-    headers = map(str.rjust, names, widths)
-    say(f"\n{'':12}{''.join(headers)}   seconds: search, train, evaluate")
+    say(f"\n{'':12}" + "".join(f"{name:>24}" for name in names))
     first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
-        found = [run.result(f"eval-{name}", r) for name in names]
-        cells = ""
-        for e, width in zip(found, widths):
+        row = f"{f'round {r}' if r else first:12}"
+        for name in names:
+            e = run.result(f"eval-{name}", r)
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
-            cells += f"{100 * e['accuracy']:.1f} ± {spread} %".rjust(width)
-        for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
-            seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
-            cells += f"{seconds:10.1f}"
-        say(f"{f'round {r}' if r else first:12}{cells}")
+            row += f"{100 * e['accuracy']:.1f} ± {spread} %".rjust(24)
+        say(row)
 
 
 # Rows for other trainers
