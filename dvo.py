@@ -308,23 +308,10 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
 
 @dataclass
 class Batch:
-    """B packs, right-padded to T tokens. In the vectors, token t of pack b has the place b * T + t, and the
-    nodes of a pack are numbered on from those of the packs before it."""
+    """B packs as rows, right-padded to T tokens."""
     tokens: Tensor            # (B, T)
     position: Tensor          # (B, T)
     mask: Tensor              # (B, T, T) bool, which tokens each token sees
-    target: Tensor            # (R,) every token of a step
-    predictor: Tensor         # (R,) the place before it, whose hidden state predicts it
-    node: Tensor              # (R,) its node
-    last: Tensor              # (M,) the place of the last token of each packed node, the root's too
-    last_node: Tensor         # (M,) that node
-    sizes: list[int]          # nodes of each pack
-
-    def sum_by_node(self, values, node):
-        """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
-        total = values.new_zeros(sum(self.sizes))
-        parts = total.index_add(0, node, values).split(self.sizes)
-        return [part.clone() for part in parts]                     # of a view FSDP's hooks would warn
 
 
 def padded_length(pack):
@@ -336,26 +323,33 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
     """The Batch of `packs`, on `device`."""
     B = len(packs)
     T = max(map(padded_length, packs))
-    tokens, position, before = np.zeros((3, B, T), dtype=np.int64)
-    node = np.full((B, T), -1)                                      # of padding
+    tokens, position = np.zeros((2, B, T), dtype=np.int64)
     mask = np.zeros((B, T, T), dtype=bool)
     mask |= np.eye(T, dtype=bool)                                   # padding sees itself: no NaN
     for b, p in enumerate(packs):
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
-        before[b, :t] = b * T + p.before                            # of the first token wrong: it is no step's
-        node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
-    is_step = node > 0
-    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's, or none
-    sizes = [p.num_nodes for p in packs]
-    node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
-    of_steps = tokens[is_step], before[is_step], node[is_step]
-    of_last = np.flatnonzero(is_last), node[is_last]
-    columns = tokens, position, mask, *of_steps, *of_last
-    on_device = [torch.from_numpy(column).to(device) for column in columns]
-    return Batch(*on_device, sizes=sizes)
+    return Batch(*(torch.from_numpy(column).to(device) for column in (tokens, position, mask)))
+
+
+def hidden_states(lm: nn.Module, packs: list[Pack], device: torch.device) -> list[Tensor]:
+    """(t, D) what the backbone of `lm` makes of the t tokens of each pack."""
+    batch = collate(packs, device)
+    attention = mcts.tree_attention(batch.mask, batch.position)
+    hidden = mcts.hidden_states(lm, batch.tokens, batch.position, attention)        # (B, T, D)
+    return [row[:len(p.tokens)] for row, p in zip(hidden, packs)]
+
+
+def sum_by_node(packs: list[Pack], places: list[np.ndarray], values: Tensor) -> list[Tensor]:
+    """`values`, one for each of the places in the packs in turn, added up at the nodes they belong to: a
+    (num_nodes,) vector for each pack."""
+    found = []
+    for p, at, part in zip(packs, places, values.split([len(at) for at in places])):
+        node = torch.from_numpy(p.node[at]).to(values.device)
+        found.append(values.new_zeros(p.num_nodes).index_add(0, node, part))
+    return found
 
 
 class Policy(nn.Module):
@@ -386,8 +380,11 @@ class Policy(nn.Module):
         if longest > mcts.context_length(self):
             raise InputError(f"a solution has {longest} tokens with its prompt, more than the model's "
                              f"context of {mcts.context_length(self)}: leave it out")
-        batch = collate(packs, self.device)
-        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
+        steps = [np.flatnonzero(p.node) for p in packs]             # where the tokens of steps are
+        hidden = hidden_states(self.lm, packs, self.device)
+        predictors = torch.cat([h[p.before[at]] for h, p, at in zip(hidden, packs, steps)])     # (R, D)
+        targets = np.concatenate([p.tokens[at] for p, at in zip(packs, steps)])
+        targets = torch.from_numpy(targets).to(self.device, torch.int64)
         logits_of = mcts.logits_of(self.lm)
 
         def token_logprobs(hidden, target):
@@ -397,10 +394,10 @@ class Policy(nn.Module):
 
         vocabulary = self.lm.config.get_text_config().vocab_size
         rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
-        parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
+        parts = zip(predictors.split(rows), targets.split(rows))
         # Computed again in the backward pass, so that the (R, V) logits never exist at once
         logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
-        return batch.sum_by_node(torch.cat(logprobs), batch.node)
+        return sum_by_node(packs, steps, torch.cat(logprobs))
 
 
 class Critic(nn.Module):
@@ -419,18 +416,12 @@ class Critic(nn.Module):
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack]) -> list[Tensor]:
-        batch = collate(packs, self.device)
-        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
-        value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
+        ends = [np.flatnonzero(np.diff(p.node, append=-1)) for p in packs]      # last tokens, of the root too
+        hidden = hidden_states(self.lm, packs, self.device)
+        read = torch.cat([h[at] for h, at in zip(hidden, ends)])    # (M, D)
+        value = self.head(read)[:, 0]
         value = value.to(torch.promote_types(value.dtype, torch.float32))
-        return batch.sum_by_node(value, batch.last_node)            # one at each node
-
-
-def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
-    """(B * T, D) what the backbone of `lm` makes of a batch of packs."""
-    attention = mcts.tree_attention(batch.mask, batch.position)
-    hidden = mcts.hidden_states(lm, batch.tokens, batch.position, attention)
-    return hidden.flatten(0, 1)                                     # (B, T, D) -> (B * T, D)
+        return sum_by_node(packs, ends, value)                      # one at each node
 
 
 def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
