@@ -33,7 +33,6 @@ import textwrap
 import time
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -1033,11 +1032,8 @@ def at_own_pace(module, name, shard_search=False):
         def say_that_i_work(*_):
             somebody_works(True)
 
-        hook = module.register_forward_pre_hook(say_that_i_work, prepend=True)
-        try:
+        with module.register_forward_pre_hook(say_that_i_work, prepend=True):
             yield
-        finally:
-            hook.remove()
         with torch.no_grad():
             while somebody_works(False):
                 module(packs=[one_step([0], [0]).pack])             # an idle forward, the smallest
@@ -1162,9 +1158,8 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
             weights[name.removeprefix("lm.")] = weight.to(policy.compute)
         policy.lm.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
-        config = json.loads((new / "config.json").read_text())
-        config["dtype"] = str(policy.compute).removeprefix("torch.")        # it named the master weights'
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        policy.config.dtype = policy.compute                        # not that of the master weights
+        policy.config.save_pretrained(new)
 
     put(folder, write)
 
@@ -1258,19 +1253,28 @@ class Run:
         return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
 
     def records(self, name):
-        """All records of those files."""
-        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+        """All records of those files, by question."""
+        lines = itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+        return {record["question"]: record for record in lines}
 
-    def unfinished(self, name, problems):
-        """This rank's share of the problems that NAME.rank*.jsonl do not hold yet. All ranks call this."""
+    def share_out(self, name, problems, unit, units, work):
+        """See that NAME.rank*.jsonl hold a record of each of `problems`: every rank takes its share of those
+        that are not there yet and keeps each of work(share, progress) as it comes. units: of each problem, for
+        the bar. All ranks call this."""
         if rank() == 0:
             for path in self.files(name):
                 tasks.open_lines(path).close()                      # drops a line that was torn
         meet()
-        done = {record["question"] for record in self.records(name)}
+        done = self.records(name)
         meet()                                                      # all have read before one writes
         todo = [problem for problem in problems if problem["question"] not in done]
-        return todo[rank()::world()]
+        mine = todo[rank()::world()]
+        label = f"round {self.round}: {name}"
+        lines = tasks.open_lines(self.file(f"{name}.rank{rank()}.jsonl"))
+        with (lines, at_own_pace(self.policy, label, self.args.shard_search),
+              progress(label, len(mine) * units, unit, unit_scale=True) as bar):
+            for record in work(mine, bar.update):
+                tasks.write_line(lines, record)
 
 
 # ---------------------------------------------------------------- the stages of a run
@@ -1331,8 +1335,7 @@ def questions_of_round(r, problems, args):
     order = generator(args.seed, "questions").permutation(len(problems))
     n = min(len(problems), args.questions_per_round)
     first = (r - 1) * args.questions_per_round
-    drawn = [order[i % len(order)] for i in range(first, first + n)]
-    return [problems[i] for i in drawn]
+    return [problems[i] for i in np.take(order, range(first, first + n), mode="wrap")]
 
 
 def sample_responses(run, name, problems, shots=None):
@@ -1343,24 +1346,21 @@ def sample_responses(run, name, problems, shots=None):
     n, temperature = args.trials, args.temperature
     if shots is not None:
         n, temperature = args.bootstrap_samples, args.bootstrap_temperature
-    mine = run.unfinished(name, problems)
     worked = WORKED[:shots or 0]
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
     kv_budget = mcts.search_settings(args)["kv_budget"]             # in bytes
-    label = f"round {run.round}: {name}"
-    tokens = len(mine) * n * args.max_new_tokens
-    lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
-    with (lines, at_own_pace(run.policy, label, args.shard_search),
-          progress(label, tokens, "token", unit_scale=True) as bar):
+
+    def respond(mine, update):
+        prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
         for i, samples in mcts.stream(
                 run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
-                max_new_tokens=args.max_new_tokens, kv_budget=kv_budget, format=args.format,
-                progress=bar.update):
+                max_new_tokens=args.max_new_tokens, kv_budget=kv_budget, format=args.format, progress=update):
             record = tasks.judge(mine[i], samples, args.format.marker)
             if shots is not None:
                 record["samples"] = [s.tokens for s in samples]
-            tasks.write_line(lines, record)
-    records = {record["question"]: record for record in run.records(name)}
+            yield record
+
+    run.share_out(name, problems, "token", n * args.max_new_tokens, respond)
+    records = run.records(name)
     return [records[p["question"]] for p in problems]
 
 
@@ -1420,19 +1420,14 @@ def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
     records = sample_responses(run, name, problems)
     responses = [response for record in records for response in record["responses"]]
-    total = Counter()
-    for response in responses:
-        text = response["response"]
-        is_well_formed = has_steps(response, run.args.format)
-        total["right"] += response["correct"]
-        total["well_formed"] += is_well_formed
-        total["both"] += response["correct"] and is_well_formed
-        total["steps"] += 1 + text.strip().count(run.args.format.step_end)
-        total["tokens"] += response["tokens"]
-    n = max(1, len(responses))
-    shares = {key: total[key] / n for key in ("right", "well_formed", "both")}
-    tokens_per_step = total["tokens"] / max(1, total["steps"])
-    return shares | {"tokens_per_step": tokens_per_step, "responses": len(responses)}
+    right = [response["correct"] for response in responses]
+    well_formed = [has_steps(response, run.args.format) for response in responses]
+    both = map(all, zip(right, well_formed))
+    steps = sum(1 + r["response"].strip().count(run.args.format.step_end) for r in responses)
+    tokens = sum(response["tokens"] for response in responses)
+    n = len(responses)
+    return {"right": sum(right) / max(1, n), "well_formed": sum(well_formed) / max(1, n),
+            "both": sum(both) / max(1, n), "tokens_per_step": tokens / max(1, steps), "responses": n}
 
 
 def has_steps(response, format):
@@ -1504,15 +1499,13 @@ def nats_per_token(run, examples):
 def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
-    mine = run.unfinished("trees", problems)
     settings = mcts.search_settings(args) | {"seed": args.seed + run.round, "format": args.format}
-    lines = tasks.open_lines(run.file(f"trees.rank{rank()}.jsonl"))
-    label = f"round {run.round}: search"
-    with (lines, at_own_pace(run.policy, label, args.shard_search),
-          progress(label, len(mine) * args.iterations, "iteration") as bar):
-        settings["progress"] = bar.update
-        for tree in mcts.search(run.policy, run.tokenizer, mine, tasks.reward, **settings):
-            tasks.write_line(lines, tree.record())
+
+    def grow(mine, update):
+        found = mcts.search(run.policy, run.tokenizer, mine, tasks.reward, progress=update, **settings)
+        return (tree.record() for tree in found)
+
+    run.share_out("trees", problems, "iteration", args.iterations, grow)
     found = mcts.describe(trees_of_round(run))
     say(f"round {run.round}: {mcts.explain(found)}")
     return found
