@@ -330,22 +330,23 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
         mask[b, :t, :t] = p.mask()
-    return Batch(*(torch.from_numpy(column).to(device) for column in (tokens, position, mask)))
+    columns = [torch.from_numpy(column).to(device) for column in (tokens, position, mask)]
+    return Batch(*columns)
 
 
-def hidden_states(lm: nn.Module, packs: list[Pack], device: torch.device) -> list[Tensor]:
-    """(t, D) what the backbone of `lm` makes of the t tokens of each pack."""
-    batch = collate(packs, device)
+def hidden_states(module, packs):
+    """(T, D) what the backbone of a policy or critic makes of the tokens, and the padding, of each pack."""
+    batch = collate(packs, module.device)
     attention = mcts.tree_attention(batch.mask, batch.position)
-    hidden = mcts.hidden_states(lm, batch.tokens, batch.position, attention)        # (B, T, D)
-    return [row[:len(p.tokens)] for row, p in zip(hidden, packs)]
+    return mcts.hidden_states(module.lm, batch.tokens, batch.position, attention)
 
 
-def sum_by_node(packs: list[Pack], places: list[np.ndarray], values: Tensor) -> list[Tensor]:
+def sum_by_node(packs, places, values):
     """`values`, one for each of the places in the packs in turn, added up at the nodes they belong to: a
     (num_nodes,) vector for each pack."""
     found = []
-    for p, at, part in zip(packs, places, values.split([len(at) for at in places])):
+    parts = values.split([*map(len, places)])
+    for p, at, part in zip(packs, places, parts):
         node = torch.from_numpy(p.node[at]).to(values.device)
         found.append(values.new_zeros(p.num_nodes).index_add(0, node, part))
     return found
@@ -380,7 +381,7 @@ class Policy(nn.Module):
             raise InputError(f"a solution has {longest} tokens with its prompt, more than the model's "
                              f"context of {mcts.context_length(self)}: leave it out")
         steps = [np.flatnonzero(p.node) for p in packs]             # where the tokens of steps are
-        hidden = hidden_states(self.lm, packs, self.device)
+        hidden = hidden_states(self, packs)
         predictors = torch.cat([h[p.before[at]] for h, p, at in zip(hidden, packs, steps)])     # (R, D)
         targets = np.concatenate([p.tokens[at] for p, at in zip(packs, steps)])
         targets = torch.from_numpy(targets).to(self.device, torch.int64)
@@ -416,7 +417,7 @@ class Critic(nn.Module):
 
     def forward(self, packs: list[Pack]) -> list[Tensor]:
         ends = [np.flatnonzero(np.diff(p.node, append=-1)) for p in packs]      # last tokens, of the root too
-        hidden = hidden_states(self.lm, packs, self.device)
+        hidden = hidden_states(self, packs)
         read = torch.cat([h[at] for h, at in zip(hidden, ends)])    # (M, D)
         value = self.head(read)[:, 0]
         value = value.to(torch.promote_types(value.dtype, torch.float32))
@@ -771,8 +772,8 @@ def update(learners, share):
         norms.append(norm.item())
     is_finite = all(map(math.isfinite, norms))
     for learner in learners:
-        for group in learner.optimizer.param_groups:
-            group["lr"] = share * learner.peak
+        [group] = learner.optimizer.param_groups
+        group["lr"] = share * learner.peak
         if is_finite:
             learner.optimizer.step()
         learner.optimizer.zero_grad()
@@ -797,10 +798,10 @@ def my_micro_batches(examples, max_tokens):
     """This rank's share of `examples` as (weight, their indices), as many on every rank, each of which must
     make the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
     of_rank = [micro_batches(examples, max_tokens, r, world()) for r in range(world())]
-    most = max(map(len, of_rank))
-    mine = [(1.0, batch) for batch in of_rank[rank()]]
-    shortest = [batch[:1] for batch in of_rank[0][:1]]
-    return mine + [(0.0, i) for i in shortest] * (most - len(mine))
+    mine = of_rank[rank()]
+    idle = max(map(len, of_rank)) - len(mine)
+    repeated = [(0.0, of_rank[0][0][:1]) for _ in range(idle)]
+    return [(1.0, batch) for batch in mine] + repeated
 
 
 @torch.no_grad()
@@ -813,7 +814,11 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, max_token
         if weight:
             found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
     reshard(module)
-    found = merge_over_ranks(found)
+    parts = [found]
+    if dist.is_initialized():
+        parts *= world()
+        dist.all_gather_object(parts, found)
+    found = dict(itertools.chain(*map(dict.items, parts)))
     return [found[i] for i in range(len(examples))]
 
 
@@ -875,15 +880,6 @@ def from_rank_0(work):
     if problem:
         raise InputError(problem)
     return result
-
-
-def merge_over_ranks(mine):
-    """The entries of every rank's dict."""
-    parts = [mine]
-    if dist.is_initialized():
-        parts = [None] * world()
-        dist.all_gather_object(parts, mine)
-    return {key: item for part in parts for key, item in part.items()}
 
 
 def say(text, **how):
@@ -1420,14 +1416,19 @@ def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
     records = sample_responses(run, name, problems)
     responses = [response for record in records for response in record["responses"]]
-    right = [response["correct"] for response in responses]
-    well_formed = [has_steps(response, run.args.format) for response in responses]
-    both = map(all, zip(right, well_formed))
-    steps = sum(1 + r["response"].strip().count(run.args.format.step_end) for r in responses)
-    tokens = sum(response["tokens"] for response in responses)
-    n = len(responses)
-    return {"right": sum(right) / max(1, n), "well_formed": sum(well_formed) / max(1, n),
-            "both": sum(both) / max(1, n), "tokens_per_step": tokens / max(1, steps), "responses": n}
+    format = run.args.format
+    right = [r["correct"] for r in responses]
+    well_formed = [has_steps(r, format) for r in responses]
+    n = max(1, len(responses))
+    texts = [r["response"].strip() for r in responses]
+    steps = sum(1 + text.count(format.step_end) for text in texts)
+    tokens = sum(r["tokens"] for r in responses)
+    return {
+        "right": sum(right) / n,
+        "well_formed": sum(well_formed) / n,
+        "both": sum(map(min, right, well_formed)) / n,
+        "tokens_per_step": tokens / max(1, steps),
+        "responses": len(responses)}
 
 
 def has_steps(response, format):
@@ -1663,7 +1664,9 @@ def report(run):
         say(row)
 
 
-# Rows for other trainers
+# Rows for other trainers: what paths they hold
+
+EXPORTS = {"dpo": path_pairs, "kto": draw_paths, "sft": correct_paths}
 
 
 def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, format: mcts.Format,
@@ -1682,17 +1685,14 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
             tokens = [token for i in path for token in tree.nodes[i].tokens]
             return [{"role": "assistant", "content": text_of(tokens).strip()}]
 
-        draw = path_pairs if kind == "dpo" else draw_paths
-        right, wrong = draw(tree, n, seed)
+        right, wrong = EXPORTS[kind](tree, n, seed)
         if kind == "dpo":
             for better, worse in zip(right, wrong):
                 yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
-        if kind == "kto" and (right or keep_unsolved):
+        elif right or keep_unsolved:
             for path in right + wrong:
-                yield {"prompt": prompt, "completion": turn(path), "label": path in right}
-        if kind == "sft":
-            for path in right:
-                yield {"prompt": prompt, "completion": turn(path)}
+                label = {"label": path in right} if kind == "kto" else {}
+                yield {"prompt": prompt, "completion": turn(path)} | label
 
 
 # ---------------------------------------------------------------- the demo's model
@@ -1735,7 +1735,8 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     policy, tokenizer = load_policy(str(start), device, "float32")
     taken = {p["question"] for split in ("train", "test")
              for p in tasks.load_problems("arithmetic", split=split)}
-    probes = tasks.arithmetic(300, f"probe {seed}", low, high)
+    probes = [mcts.build_prompt(tokenizer, p["question"])
+              for p in tasks.arithmetic(300, f"probe {seed}", low, high)]
     parts = [(10000, 0.0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
     for part, (n, often, lr) in enumerate(parts):                   # demonstrations, skipping, rate
         draw = random.Random(seed)
@@ -1746,22 +1747,15 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name=f"base: part {part + 1} of its training")
-        share = share_of_right_operations(policy, tokenizer, probes, seed)      # by each rank: it is little
-        right = from_rank_0(lambda: share)
-        if part > 0 and right >= 0.99:
+        with at_own_pace(policy, "probe"):                          # by each rank: it is little
+            samples = mcts.sample(policy, tokenizer, probes, max_new_tokens=96, seed=seed, temperature=0.7)
+        counts = [tasks.single_operations(s.text) for [s] in samples]
+        right, done = np.sum(counts, 0)
+        share = from_rank_0(functools.partial(np.divide, right, max(1, done)))
+        if part > 0 and share >= 0.99:
             break
-    say(f"base: {right:.1%} of its single operations are right")
+    say(f"base: {share:.1%} of its single operations are right")
     save_model(policy, tokenizer, folder)
-
-
-def share_of_right_operations(policy, tokenizer, problems, seed):
-    """Of the steps that do one operation, in one response to each of `problems`."""
-    prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in problems]
-    with at_own_pace(policy, "probe"):
-        samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
-    counts = [tasks.single_operations(s.text) for [s] in samples]
-    right, done = np.sum(counts, 0)
-    return right / max(1, done)
 
 
 DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
@@ -1831,7 +1825,7 @@ def make_parser():
     add("--dtype", choices=("float32", "bfloat16", "float64"),
         help="what computes (default: float32 on a CPU, else bfloat16); master weights are float32")
     add("--device", help="default: the first GPU, else the CPU")
-    add("--export", choices=("dpo", "kto", "sft"), help="only write --trees to --out, as rows for TRL")
+    add("--export", choices=EXPORTS, help="only write --trees to --out, as rows for TRL")
     mcts.add_search_flags(parser)
     add_bootstrap_flags(parser.add_argument_group("format bootstrapping (App. B)"))
     add_training_flags(parser.add_argument_group("training (Sec. 4.3)"))
@@ -1935,18 +1929,17 @@ def default_evaluation(data):
 
 
 def load_data(args):
-    """The training questions, and the test questions by task."""
+    """The training questions, of the trees if there are some, and the test questions by task."""
     eval_sets = {}
     for task in args.eval_data:
         eval_sets[task] = tasks.load_problems(task, split="test", limit=args.eval_limit)
     if args.trees:
-        problems = []
-        trained_on = {tree.question for path in args.trees for tree in mcts.read_trees(path)}
+        trees = itertools.chain(*map(mcts.read_trees, args.trees))
+        problems = [{"question": tree.question} for tree in trees]
     else:
         problems = tasks.load_problems(args.data, split="train", seed=args.seed)
-        trained_on = {p["question"] for p in problems}
-    tested = itertools.chain(*eval_sets.values())
-    both = sum(p["question"] in trained_on for p in tested)
+    trained_on = {p["question"] for p in problems}
+    both = sum(p["question"] in trained_on for p in itertools.chain(*eval_sets.values()))
     if both:
         say(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
     return problems, eval_sets
@@ -1992,8 +1985,7 @@ def main():
     run.policy, run.tokenizer = load_policy(
         args.model, device, args.dtype, offload=args.offload,
         activation_checkpointing=args.activation_checkpointing)
-    known = itertools.chain(problems, *eval_sets.values())
-    run.question = next(known, {"question": "What is 12 * 7 - 4?"})["question"]
+    run.question = problems[0]["question"] if problems else "What is 12 * 7 - 4?"
     run_stages(run, problems, eval_sets)
     if is_demo and from_rank_0(run.file("state", args.rounds).exists):      # not of a round before the last
         hold_weights(run, args.rounds)
