@@ -1160,9 +1160,6 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
     put(folder, write)
 
 
-BASE = -1                     # the "round" of the model as it was given; bootstrapping is round 0
-
-
 class Run:
     """A run folder, which the same command continues: config.json, log.jsonl (which repeats the steps done since
     the last saved state), and of each round trees, responses, STAGE.json of every stage that is done, state/
@@ -1174,8 +1171,7 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.held = BASE                        # whose weights the policy holds: at first always the base's
-        self.newest = BASE                      # whose are the newest on disk, as the stages that are done say
+        self.unread = None                      # state of a training that an earlier process did, once it is passed
         self.policy = None                      # these until `main` has loaded or found them
         self.tokenizer = None
         self.question = None                    # an example for the model's card
@@ -1188,16 +1184,13 @@ class Run:
         settings = json.loads(json.dumps(fixed, default=vars))      # of the Format its fields
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
-        old = settings
         with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
-            if config.exists():
-                old = json.loads(config.read_text())
+            old = json.loads(config.read_text()) if config.exists() else {}
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
             own = config, new, self.folder / "log.jsonl"
             others = [path for path in self.folder.rglob("*") if path.is_file() and path not in own]
-            is_run = config.exists() and isinstance(old, dict) and "objective" in old
-            if not is_run and (others or config.exists()):
+            if "objective" not in old and (others or old):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
@@ -1297,8 +1290,10 @@ def stage(run, name, work, *given):
     work(run, *given) found. It starts from the newest weights; a training leaves newer ones."""
     path = run.file(f"{name}.json")
     trains = work in (bootstrap, train_round)
-    if not from_rank_0(path.exists):
-        hold_weights(run, run.newest)
+    if from_rank_0(path.exists):
+        run.unread = run.file("state") if trains else run.unread
+    else:
+        hold_newest(run)
         start = time.time()
         found = work(run, *given)
         found["seconds"] = round(time.time() - start, 1)
@@ -1307,23 +1302,20 @@ def stage(run, name, work, *given):
         put(path, lambda new: rank() == 0 and new.write_text(text))
         if rank() == 0:
             write_card(run)
-        if trains:
-            run.held = run.round
         if run.policy.device.type == "cuda":
             torch.cuda.empty_cache()                                # the next stage needs blocks of other sizes
     if trains:
-        run.newest = run.round
         before = run.folder / f"round{run.round - 1}"               # later rounds start from this one's state
         for spent in before / "state", run.file("critic"), *run.file("").glob("state-*"):
             if rank() == 0:
                 remove(spent)                                       # now, or what a kill has left
 
 
-def hold_weights(run, of_round):
-    """Give the policy the weights of a round, unless it holds them. (Those of BASE it holds from the start.)"""
-    if run.held != of_round:
-        load_state(run.file("state", of_round), [Learner(run.policy)])
-        run.held = of_round
+def hold_newest(run):
+    """Give the policy the newest weights, unless it holds them: it starts as the base."""
+    if run.unread:
+        load_state(run.unread, [Learner(run.policy)])
+        run.unread = None
 
 
 def questions_of_round(r, problems, args):
@@ -1988,7 +1980,7 @@ def main():
     run.question = problems[0]["question"] if problems else "What is 12 * 7 - 4?"
     run_stages(run, problems, eval_sets)
     if is_demo and from_rank_0(run.file("state", args.rounds).exists):      # not of a round before the last
-        hold_weights(run, args.rounds)
+        hold_newest(run)
         show_what_was_learnt(run)
     report(run)
     more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
