@@ -107,15 +107,11 @@ def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     if logprobs.shape != step.shape:
         raise InputError(f"logprobs is {tuple(logprobs.shape)} and step {tuple(step.shape)}, but every token has "
                          "both; the first token of a row has no log-prob, so leave its step out, too")
-    B, _ = step.shape
     S = int(step.max()) + 1
-    row = torch.arange(B, device=step.device)[:, None].expand_as(step)     # (B, T)
-    column = row * S + step                                         # (B, T) the step's number in the batch
-    inside = step >= 0
-    policy = logprobs.new_zeros(B * S).index_add(0, column[inside], logprobs[inside])
-    path = logprobs.new_zeros(B, B * S)
-    path[row[inside], column[inside]] = 1
-    return policy, path
+    is_of = step[..., None] == torch.arange(S, device=step.device)  # (B, T, S) each token of its step
+    policy = torch.where(is_of, logprobs[..., None], 0.0).sum(1)    # (B, S)
+    path = torch.block_diag(*is_of.any(1))
+    return policy.flatten(), path.to(policy)
 
 
 def mean_over_steps(path: Tensor, per_step: Tensor) -> Tensor:
@@ -373,7 +369,6 @@ class Policy(nn.Module):
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack] | None = None, **inputs):
-        """Step log-probs of packs; without packs the LM's own output: FSDP serves this method alone."""
         if packs is None:
             return self.lm(**inputs)
         longest = 1 + max(p.position.max() for p in packs)
@@ -382,7 +377,8 @@ class Policy(nn.Module):
                              f"context of {mcts.context_length(self)}: leave it out")
         steps = [np.flatnonzero(p.node) for p in packs]             # where the tokens of steps are
         hidden = hidden_states(self, packs)
-        predictors = torch.cat([h[p.before[at]] for h, p, at in zip(hidden, packs, steps)])     # (R, D)
+        before = [p.before[at] for p, at in zip(packs, steps)]
+        predictors = torch.cat([h[at] for h, at in zip(hidden, before)])        # (R, D)
         targets = np.concatenate([p.tokens[at] for p, at in zip(packs, steps)])
         targets = torch.from_numpy(targets).to(self.device, torch.int64)
         logits_of = mcts.logits_of(self.lm)
@@ -576,6 +572,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
 # What each objective trains on
 OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-dpo": sibling_pairs,
               "kto": draw_paths, "oreo": draw_paths, "grpo": draw_paths, "vineppo": draw_paths}
+EXPORTS = {"dpo": path_pairs, "kto": draw_paths, "sft": correct_paths}     # and each of TRL's trainers
 
 
 def objective_loss(objective: str, e: Example, policy: Tensor, value: Tensor | None = None, *,
@@ -748,7 +745,8 @@ def accumulate(learners, taken, loss_fn, micro_tokens, beta):
             log_ratio = logprobs.detach() - e.reference
             reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
             is_right = e.correct.to(reward)
-            mine = torch.stack([losses.sum().detach(), is_right @ reward, (1 - is_right) @ reward])
+            rewards = is_right @ reward, (1 - is_right) @ reward
+            mine = torch.stack([losses.sum().detach(), *rewards])
             sums.append(weight * mine.double())
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
     total = torch.stack(sums).sum(0).cpu()
@@ -842,8 +840,7 @@ def add_reference(policy, examples, max_tokens):
 # FSDP splits every parameter over the ranks. For the forward of a decoder block, which is a meeting of all
 # ranks, each gathers the block's parameters, and gives them up after it; in the backward pass again, and there
 # the gradients are averaged. So in training all ranks make the same forwards (`my_micro_batches`), and where
-# each works at its own pace it holds all parameters meanwhile (`at_own_pace`). A process alone does the same
-# on a GPU, and for bfloat16: its float32 master weights are FSDP's.
+# each works at its own pace it holds all parameters meanwhile (`at_own_pace`).
 
 
 def rank():
@@ -873,12 +870,12 @@ def from_rank_0(work):
         try:
             answer[0] = work()
         except InputError as error:
-            answer[1] = str(error)
+            answer[1] = error
     if dist.is_initialized():
         dist.broadcast_object_list(answer)
     result, problem = answer
     if problem:
-        raise InputError(problem)
+        raise problem
     return result
 
 
@@ -1171,7 +1168,7 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.unread = None                      # state of a training that an earlier process did, once it is passed
+        self.unread = None                      # the state to take up: of a training that an earlier process did
         self.policy = None                      # these until `main` has loaded or found them
         self.tokenizer = None
         self.question = None                    # an example for the model's card
@@ -1291,7 +1288,8 @@ def stage(run, name, work, *given):
     path = run.file(f"{name}.json")
     trains = work in (bootstrap, train_round)
     if from_rank_0(path.exists):
-        run.unread = run.file("state") if trains else run.unread
+        if trains:
+            run.unread = run.file("state")
     else:
         hold_newest(run)
         start = time.time()
@@ -1323,7 +1321,8 @@ def questions_of_round(r, problems, args):
     order = generator(args.seed, "questions").permutation(len(problems))
     n = min(len(problems), args.questions_per_round)
     first = (r - 1) * args.questions_per_round
-    return [problems[i] for i in np.take(order, range(first, first + n), mode="wrap")]
+    drawn = np.take(order, range(first, first + n), mode="wrap")
+    return [problems[i] for i in drawn]
 
 
 def sample_responses(run, name, problems, shots=None):
@@ -1461,8 +1460,8 @@ def imitate_own(run, examples, unseen):
     questions held back likelier. The paper's rate is for thousands of examples; few do not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen)}
-    found |= {"nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen), "nll": before,
+             "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for k in range(3 if examples and unseen else 0):
         if k:
@@ -1492,7 +1491,9 @@ def nats_per_token(run, examples):
 def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
-    settings = mcts.search_settings(args) | {"seed": args.seed + run.round, "format": args.format}
+    settings = mcts.search_settings(args)
+    settings["seed"] = args.seed + run.round
+    settings["format"] = args.format
 
     def grow(mine, update):
         found = mcts.search(run.policy, run.tokenizer, mine, tasks.reward, progress=update, **settings)
@@ -1549,8 +1550,8 @@ def train_round(run):
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
-    found = {"questions": len(examples), "paths": sum(len(e.path) for e in examples),
-             "correct": sum(e.correct.sum().item() for e in examples)}
+    correct = torch.cat([e.correct for e in examples])              # of each path
+    found = {"questions": len(examples), "paths": len(correct), "correct": correct.sum().item()}
     say(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or better) of "
         f"{found['questions']} questions")
     loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
@@ -1656,9 +1657,7 @@ def report(run):
         say(row)
 
 
-# Rows for other trainers: what paths they hold
-
-EXPORTS = {"dpo": path_pairs, "kto": draw_paths, "sft": correct_paths}
+# Rows for other trainers
 
 
 def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, format: mcts.Format,
@@ -1750,9 +1749,10 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     save_model(policy, tokenizer, folder)
 
 
-DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
-            questions_per_round=200, questions_per_step=4, max_step_tokens=32, max_new_tokens=96, lr=1e-4,
-            value_lr=1e-3, slots=64)
+DEMO = dict(
+    data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, bootstrap=False,
+    questions_per_round=200, iterations=40, slots=64, max_step_tokens=32,
+    questions_per_step=4, lr=1e-4, value_lr=1e-3, max_new_tokens=96)
 
 
 def show_what_was_learnt(run):
@@ -1780,16 +1780,15 @@ def show_what_was_learnt(run):
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, packed).tolist()
-    if rank() > 0:
-        return
-    print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.picture(tree), sep="\n")
+    say(f"A tree of round {run.round} (on each edge its credit):\n")
+    say("\n".join(mcts.picture(tree)))
     for kind, path in paths.items():
-        print(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
+        say(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
         for i in path:
             credit = tree.credit(i)
             learnt = run.args.beta * (logprobs[i] - tree.nodes[i].logprob)      # sampled by the reference
             numbers = "  ".join(mcts.paint(f"{number:+.2f}", number) for number in (credit, learnt))
-            print(f"  {numbers}  {' '.join(tree.nodes[i].text.split())}")
+            say(f"  {numbers}  {' '.join(tree.nodes[i].text.split())}")
 
 
 # ---------------------------------------------------------------- the command
@@ -1931,7 +1930,8 @@ def load_data(args):
     else:
         problems = tasks.load_problems(args.data, split="train", seed=args.seed)
     trained_on = {p["question"] for p in problems}
-    both = sum(p["question"] in trained_on for p in itertools.chain(*eval_sets.values()))
+    tested = itertools.chain(*eval_sets.values())
+    both = sum(p["question"] in trained_on for p in tested)
     if both:
         say(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
     return problems, eval_sets
