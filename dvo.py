@@ -33,6 +33,7 @@ import textwrap
 import time
 import warnings
 import zlib
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -816,7 +817,7 @@ def forward_all(module: nn.Module, examples: list[Example], name: str, max_token
     if dist.is_initialized():
         parts *= world()
         dist.all_gather_object(parts, found)
-    found = dict(itertools.chain(*map(dict.items, parts)))
+    found = ChainMap(*parts)
     return [found[i] for i in range(len(examples))]
 
 
@@ -1742,7 +1743,7 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
             samples = mcts.sample(policy, tokenizer, probes, max_new_tokens=96, seed=seed, temperature=0.7)
         counts = [tasks.single_operations(s.text) for [s] in samples]
         right, done = np.sum(counts, 0)
-        share = from_rank_0(functools.partial(np.divide, right, max(1, done)))
+        share = from_rank_0(lambda: right / max(1, done))
         if part > 0 and share >= 0.99:
             break
     say(f"base: {share:.1%} of its single operations are right")
@@ -1890,8 +1891,8 @@ def check_arguments(args):
     if args.export and not (args.trees and args.out):
         raise InputError("--export needs --trees, the files to read, and --out, the file to write")
     own = DEMO["data"]
-    is_else = args.trees or args.data != own or args.eval_data not in (own, [])
-    if not args.model and not args.export and is_else:
+    is_demo = not args.trees and args.data == own and args.eval_data in (own, [])
+    if not (args.model or args.export or is_demo):
         raise InputError("give --model too: without it this is the demo, whose model knows chains of "
                          "arithmetic only")
     if args.trees and (args.rounds != 1 or args.bootstrap):
