@@ -1040,9 +1040,8 @@ def at_own_pace(module, name, shard_search=False):
         yield
         wait_for_ranks(name)
     finally:
-        for block in blocks:
-            is_root = block is module                               # as FSDP does by default
-            block.set_reshard_after_forward(not is_root, recurse=False)
+        for block in blocks:                                        # the root keeps its own, as by default
+            block.set_reshard_after_forward(block is not module, recurse=False)
         reshard(module)
 
 
