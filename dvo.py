@@ -33,7 +33,7 @@ import textwrap
 import time
 import warnings
 import zlib
-from collections import Counter
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -54,8 +54,7 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict,
-    set_optimizer_state_dict)
+    StateDictOptions, get_model_state_dict, get_state_dict, set_model_state_dict, set_state_dict)
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -109,15 +108,11 @@ def sum_steps(logprobs: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     if logprobs.shape != step.shape:
         raise InputError(f"logprobs is {tuple(logprobs.shape)} and step {tuple(step.shape)}, but every token has "
                          "both; the first token of a row has no log-prob, so leave its step out, too")
-    B, _ = step.shape
     S = int(step.max()) + 1
-    row = torch.arange(B, device=step.device)[:, None].expand_as(step)     # (B, T)
-    column = row * S + step                                         # (B, T) the step's number in the batch
-    inside = step >= 0
-    policy = logprobs.new_zeros(B * S).index_add(0, column[inside], logprobs[inside])
-    path = logprobs.new_zeros(B, B * S)
-    path[row[inside], column[inside]] = 1
-    return policy, path
+    is_of = step[..., None] == torch.arange(S, device=step.device)  # (B, T, S) each token of its step
+    policy = torch.where(is_of, logprobs[..., None], 0.0).sum(1)    # (B, S)
+    path = torch.block_diag(*is_of.any(1))
+    return policy.flatten(), path.to(policy)
 
 
 def mean_over_steps(path: Tensor, per_step: Tensor) -> Tensor:
@@ -309,23 +304,10 @@ def pack(tree: mcts.Tree, paths: list[list[int]]) -> Pack:
 
 @dataclass
 class Batch:
-    """B packs, right-padded to T tokens. In the vectors, token t of pack b has the place b * T + t, and the
-    nodes of a pack are numbered on from those of the packs before it."""
+    """B packs as rows, right-padded to T tokens."""
     tokens: Tensor            # (B, T)
     position: Tensor          # (B, T)
     mask: Tensor              # (B, T, T) bool, which tokens each token sees
-    target: Tensor            # (R,) every token of a step
-    predictor: Tensor         # (R,) the place before it, whose hidden state predicts it
-    node: Tensor              # (R,) its node
-    last: Tensor              # (M,) the place of the last token of each packed node, the root's too
-    last_node: Tensor         # (M,) that node
-    sizes: list[int]          # nodes of each pack
-
-    def sum_by_node(self, values, node):
-        """`values` added up at the nodes they belong to: a (num_nodes,) vector for each pack."""
-        total = values.new_zeros(sum(self.sizes))
-        parts = total.index_add(0, node, values).split(self.sizes)
-        return [part.clone() for part in parts]                     # of a view FSDP's hooks would warn
 
 
 def padded_length(pack):
@@ -337,26 +319,34 @@ def collate(packs: list[Pack], device: torch.device) -> Batch:
     """The Batch of `packs`, on `device`."""
     B = len(packs)
     T = max(map(padded_length, packs))
-    tokens, position, before = np.zeros((3, B, T), dtype=np.int64)
-    node = np.full((B, T), -1)                                      # of padding
+    tokens, position = np.zeros((2, B, T), dtype=np.int64)
     mask = np.zeros((B, T, T), dtype=bool)
     mask |= np.eye(T, dtype=bool)                                   # padding sees itself: no NaN
     for b, p in enumerate(packs):
         t = len(p.tokens)
         tokens[b, :t] = p.tokens
         position[b, :t] = p.position
-        before[b, :t] = b * T + p.before                            # of the first token wrong: it is no step's
-        node[b, :t] = p.node
         mask[b, :t, :t] = p.mask()
-    is_step = node > 0
-    is_last = np.diff(node, append=-1) != 0                         # the next token is another node's, or none
-    sizes = [p.num_nodes for p in packs]
-    node += np.cumsum([0, *sizes[:-1]])[:, None]                    # (B, T), now over all packs
-    of_steps = tokens[is_step], before[is_step], node[is_step]
-    of_last = np.flatnonzero(is_last), node[is_last]
-    columns = tokens, position, mask, *of_steps, *of_last
-    on_device = [torch.from_numpy(column).to(device) for column in columns]
-    return Batch(*on_device, sizes=sizes)
+    columns = [torch.from_numpy(column).to(device) for column in (tokens, position, mask)]
+    return Batch(*columns)
+
+
+def hidden_states(module, packs):
+    """(T, D) what the backbone of a policy or critic makes of the tokens, and the padding, of each pack."""
+    batch = collate(packs, module.device)
+    attention = mcts.tree_attention(batch.mask, batch.position)
+    return mcts.hidden_states(module.lm, batch.tokens, batch.position, attention)
+
+
+def sum_by_node(packs, places, values):
+    """`values`, one for each of the places in the packs in turn, added up at the nodes they belong to: a
+    (num_nodes,) vector for each pack."""
+    found = []
+    parts = values.split([*map(len, places)])
+    for p, at, part in zip(packs, places, parts):
+        node = torch.from_numpy(p.node[at]).to(values.device)
+        found.append(values.new_zeros(p.num_nodes).index_add(0, node, part))
+    return found
 
 
 class Policy(nn.Module):
@@ -380,15 +370,18 @@ class Policy(nn.Module):
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack] | None = None, **inputs):
-        """Step log-probs of packs; without packs the LM's own output: FSDP serves this method alone."""
         if packs is None:
             return self.lm(**inputs)
         longest = 1 + max(p.position.max() for p in packs)
         if longest > mcts.context_length(self):
             raise InputError(f"a solution has {longest} tokens with its prompt, more than the model's "
                              f"context of {mcts.context_length(self)}: leave it out")
-        batch = collate(packs, self.device)
-        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
+        steps = [np.flatnonzero(p.node) for p in packs]             # where the tokens of steps are
+        hidden = hidden_states(self, packs)
+        before = [p.before[at] for p, at in zip(packs, steps)]
+        predictors = torch.cat([h[at] for h, at in zip(hidden, before)])        # (R, D)
+        targets = np.concatenate([p.tokens[at] for p, at in zip(packs, steps)])
+        targets = torch.from_numpy(targets).to(self.device, torch.int64)
         logits_of = mcts.logits_of(self.lm)
 
         def token_logprobs(hidden, target):
@@ -398,10 +391,10 @@ class Policy(nn.Module):
 
         vocabulary = self.lm.config.get_text_config().vocab_size
         rows = max(1, 2**26 // vocabulary)                          # 256 MiB of logits
-        parts = zip(hidden[batch.predictor].split(rows), batch.target.split(rows))
+        parts = zip(predictors.split(rows), targets.split(rows))
         # Computed again in the backward pass, so that the (R, V) logits never exist at once
         logprobs = [checkpoint(token_logprobs, h, t, use_reentrant=False) for h, t in parts]
-        return batch.sum_by_node(torch.cat(logprobs), batch.node)
+        return sum_by_node(packs, steps, torch.cat(logprobs))
 
 
 class Critic(nn.Module):
@@ -420,18 +413,12 @@ class Critic(nn.Module):
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack]) -> list[Tensor]:
-        batch = collate(packs, self.device)
-        hidden = hidden_states(self.lm, batch)                      # (B * T, D)
-        value = self.head(hidden[batch.last])[:, 0]                 # (M, D) -> (M,)
+        ends = [np.flatnonzero(np.diff(p.node, append=-1)) for p in packs]      # last tokens, of the root too
+        hidden = hidden_states(self, packs)
+        read = torch.cat([h[at] for h, at in zip(hidden, ends)])    # (M, D)
+        value = self.head(read)[:, 0]
         value = value.to(torch.promote_types(value.dtype, torch.float32))
-        return batch.sum_by_node(value, batch.last_node)            # one at each node
-
-
-def hidden_states(lm: nn.Module, batch: Batch) -> Tensor:
-    """(B * T, D) what the backbone of `lm` makes of a batch of packs."""
-    attention = mcts.tree_attention(batch.mask, batch.position)
-    hidden = mcts.hidden_states(lm, batch.tokens, batch.position, attention)
-    return hidden.flatten(0, 1)                                     # (B, T, D) -> (B * T, D)
+        return sum_by_node(packs, ends, value)                      # one at each node
 
 
 def step_logprobs(model: nn.Module, pack: Pack) -> Tensor:
@@ -586,6 +573,7 @@ def make_example(tree: mcts.Tree, n: int = 4, seed: int = 0, keep_unsolved: bool
 # What each objective trains on
 OBJECTIVES = {"dvo": draw_paths, "rft": correct_paths, "dpo": path_pairs, "step-dpo": sibling_pairs,
               "kto": draw_paths, "oreo": draw_paths, "grpo": draw_paths, "vineppo": draw_paths}
+EXPORTS = {"dpo": path_pairs, "kto": draw_paths, "sft": correct_paths}     # and each of TRL's trainers
 
 
 def objective_loss(objective: str, e: Example, policy: Tensor, value: Tensor | None = None, *,
@@ -652,9 +640,9 @@ def reference_point(policy, pairs: list[Example], max_tokens: int) -> float:
     KL(pi || pi_ref), at least 0."""
     total = torch.zeros(1, dtype=torch.float64)
     for weight, batch in my_micro_batches(pairs, max_tokens):
-        vectors = policy(packs=[e.pack for e in batch])
-        for e, logprobs in zip(batch, vectors):
-            log_ratio = logprobs[1].item() - e.reference[1].item()
+        vectors = policy(packs=[pairs[i].pack for i in batch])
+        for i, logprobs in zip(batch, vectors):
+            log_ratio = logprobs[1].item() - pairs[i].reference[1].item()
             total += weight * log_ratio
     add_over_ranks(total)
     return max(0.0, total.item() / max(1, len(pairs)))
@@ -669,7 +657,7 @@ class Learner:
     def __init__(self, module, peak=None):
         self.module = module
         self.peak = peak
-        self.optimizer = None
+        self.optimizer = ()                     # as torch.distributed writes it
         if peak is not None:
             self.optimizer = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=0.0, fused=True)
 
@@ -685,15 +673,15 @@ def schedule(n: int, epochs: int, questions_per_step: int, seed: int) -> list[li
     return steps
 
 
-def warmup(total):
-    """Steps of the warmup: a tenth of all (Sec. 5), but 20 at least. Adam's first update moves every weight
-    by the full rate, whatever the gradient: without some tens of steps a short training jumps."""
-    return max(round(0.1 * total), 20)
+# Steps of the warmup at least. Adam's first update moves every weight by the full rate, whatever the gradient:
+# without some tens of steps a short training jumps.
+SHORTEST_WARMUP = 20
 
 
 def rate_share(step: int, total: int) -> float:
-    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup, then a cosine to 0."""
-    ramp = warmup(total)
+    """The share of the peak rate in (0, 1] at step 0 ... total - 1: a linear warmup of a tenth of all steps
+    (Sec. 5) or more, then a cosine to 0."""
+    ramp = max(round(0.1 * total), SHORTEST_WARMUP)
     if step < ramp:
         return (step + 1) / ramp
     progress_after = (step - ramp) / (total - ramp)
@@ -711,8 +699,8 @@ def train(learners: list[Learner], examples: list[Example], loss_fn: Callable, s
     on. A step whose gradient is not finite is skipped; the fifth in a row raises InputError."""
     total = len(steps)
     first = load_state(state, learners) if state and from_rank_0(state.exists) else 0
-    if rank() == 0 and 0 < total < warmup(total):
-        print(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
+    if 0 < total < SHORTEST_WARMUP:
+        say(f"{name}: {total} steps end within the warmup, below the peak rate", file=sys.stderr)
     saved = time.time()
     bad_in_a_row = 0
     for step in progress(name, total, "step", iterable=range(first, total), initial=first):
@@ -747,18 +735,19 @@ def accumulate(learners, taken, loss_fn, micro_tokens, beta):
     units = sum(e.units for e in taken)
     sums = []                               # (3,) of each example: loss, and rewards of right, of wrong paths
     for weight, batch in my_micro_batches(taken, micro_tokens):
-        packs = [e.pack for e in batch]
+        packs = [taken[i].pack for i in batch]
         outputs = [learner.module(packs=packs) for learner in learners]
         loss = 0.0
-        for e, *vectors in zip(batch, *outputs):                    # a vector by each learner
+        for i, *vectors in zip(batch, *outputs):                    # a vector by each learner
             logprobs = vectors[0]                                   # or values: a critic alone has no beta
-            e = e.like(logprobs)
+            e = taken[i].like(logprobs)
             losses = loss_fn(e, *vectors)
             loss = loss + weight * losses.sum() / units
             log_ratio = logprobs.detach() - e.reference
             reward = (beta or 0.0) * (e.path @ log_ratio)           # (P,)
             is_right = e.correct.to(reward)
-            mine = torch.stack([losses.sum().detach(), is_right @ reward, (1 - is_right) @ reward])
+            rewards = is_right @ reward, (1 - is_right) @ reward
+            mine = torch.stack([losses.sum().detach(), *rewards])
             sums.append(weight * mine.double())
         (loss * world()).backward()                                 # FSDP averages over ranks: undo that
     total = torch.stack(sums).sum(0).cpu()
@@ -782,8 +771,8 @@ def update(learners, share):
         norms.append(norm.item())
     is_finite = all(map(math.isfinite, norms))
     for learner in learners:
-        for group in learner.optimizer.param_groups:
-            group["lr"] = share * learner.peak
+        [group] = learner.optimizer.param_groups
+        group["lr"] = share * learner.peak
         if is_finite:
             learner.optimizer.step()
         learner.optimizer.zero_grad()
@@ -805,37 +794,39 @@ def micro_batches(examples, max_tokens, first=0, every=1):
 
 
 def my_micro_batches(examples, max_tokens):
-    """This rank's share of `examples` as (weight, examples), as many on every rank, each of which must make
-    the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
+    """This rank's share of `examples` as (weight, their indices), as many on every rank, each of which must
+    make the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
     of_rank = [micro_batches(examples, max_tokens, r, world()) for r in range(world())]
-    most = max(map(len, of_rank))
-    mine = [(1.0, [examples[i] for i in batch]) for batch in of_rank[rank()]]
-    shortest = [examples[batch[0]] for batch in of_rank[0][:1]]
-    return mine + [(0.0, shortest)] * (most - len(mine))
+    mine = of_rank[rank()]
+    idle = max(map(len, of_rank)) - len(mine)
+    repeated = [(0.0, of_rank[0][0][:1]) for _ in range(idle)]
+    return [(1.0, batch) for batch in mine] + repeated
 
 
 @torch.no_grad()
-def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int,
-                shard_search: bool = False) -> list[Tensor]:
-    """module(packs=...) of each example, on the CPU: each rank does its share at its own pace."""
-    batches = micro_batches(examples, max_tokens, rank(), world())
+def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int) -> list[Tensor]:
+    """module(packs=...) of each example, on the CPU: each rank does its share."""
+    batches = my_micro_batches(examples, max_tokens)
     found = {}
-    with (at_own_pace(module, name, shard_search),
-          progress(name, len(batches), "batch", leave=False) as bar):
-        for batch in batches:
-            vectors = module(packs=[examples[i].pack for i in batch])
+    for weight, batch in progress(name, len(batches), "batch", iterable=batches, leave=False):
+        vectors = module(packs=[examples[i].pack for i in batch])
+        if weight:
             found |= {i: vector.cpu() for i, vector in zip(batch, vectors)}
-            bar.update()
-    found = merge_over_ranks(found)
+    reshard(module)
+    parts = [found]
+    if dist.is_initialized():
+        parts *= world()
+        dist.all_gather_object(parts, found)
+    found = ChainMap(*parts)
     return [found[i] for i in range(len(examples))]
 
 
-def add_reference(policy, examples, max_tokens, shard_search=False):
+def add_reference(policy, examples, max_tokens):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round, so
     no second model is kept. (What the search stored was computed in other batches, with other roundings.)
     Returns by how many nats a token that differs from it, in the worst example."""
     distances = []
-    found = forward_all(policy, examples, "reference", max_tokens, shard_search)
+    found = forward_all(policy, examples, "reference", max_tokens)
     for e, reference in zip(examples, found):
         packed = np.unique(e.pack.node)
         difference = reference[packed] - e.reference[packed]
@@ -850,8 +841,7 @@ def add_reference(policy, examples, max_tokens, shard_search=False):
 # FSDP splits every parameter over the ranks. For the forward of a decoder block, which is a meeting of all
 # ranks, each gathers the block's parameters, and gives them up after it; in the backward pass again, and there
 # the gradients are averaged. So in training all ranks make the same forwards (`my_micro_batches`), and where
-# each works at its own pace it holds all parameters meanwhile (`at_own_pace`). A process alone does the same
-# on a GPU, and for bfloat16: its float32 master weights are FSDP's.
+# each works at its own pace it holds all parameters meanwhile (`at_own_pace`).
 
 
 def rank():
@@ -881,22 +871,19 @@ def from_rank_0(work):
         try:
             answer[0] = work()
         except InputError as error:
-            answer[1] = str(error)
+            answer[1] = error
     if dist.is_initialized():
         dist.broadcast_object_list(answer)
     result, problem = answer
     if problem:
-        raise InputError(problem)
+        raise problem
     return result
 
 
-def merge_over_ranks(mine):
-    """The entries of every rank's dict."""
-    parts = [mine]
-    if dist.is_initialized():
-        parts = [None] * world()
-        dist.all_gather_object(parts, mine)
-    return {key: item for part in parts for key, item in part.items()}
+def say(text, **how):
+    """Print on rank 0."""
+    if rank() == 0:
+        print(text, **how)
 
 
 def progress(description, total, unit='question', **how):
@@ -1039,11 +1026,8 @@ def at_own_pace(module, name, shard_search=False):
         def say_that_i_work(*_):
             somebody_works(True)
 
-        hook = module.register_forward_pre_hook(say_that_i_work, prepend=True)
-        try:
+        with module.register_forward_pre_hook(say_that_i_work, prepend=True):
             yield
-        finally:
-            hook.remove()
         with torch.no_grad():
             while somebody_works(False):
                 module(packs=[one_step([0], [0]).pack])             # an idle forward, the smallest
@@ -1056,9 +1040,8 @@ def at_own_pace(module, name, shard_search=False):
         yield
         wait_for_ranks(name)
     finally:
-        for block in blocks:
-            is_root = block is module                               # as FSDP does by default
-            block.set_reshard_after_forward(not is_root, recurse=False)
+        for block in blocks:                                        # the root keeps its own, as by default
+            block.set_reshard_after_forward(block is not module, recurse=False)
         reshard(module)
 
 
@@ -1071,23 +1054,18 @@ def somebody_works(me):
 
 def wait_for_ranks(name, patience=60):
     """Wait until every rank has come here, however late: a barrier would die at the group's time limit."""
-    if world() > 1:
-        with told("wait for the other ranks", "the one that failed first says why", RuntimeError):
-            wait_in_store(name, patience)
-
-
-def wait_in_store(name, patience):
-    store = dist.distributed_c10d._get_default_store()              # counters that all ranks see
+    if world() == 1:
+        return
     start = time.time()
-    times = store.add(f"{name}/{rank()}", 1)                        # this rank has come here under this name
-    while waiting := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
-        time.sleep(0.2)
-        if rank() == 0 and time.time() - start > patience:
-            print(f"{name}: still waiting for rank {', '.join(map(str, waiting))}", file=sys.stderr)
-            start = time.time()
-    store.add(f"{name}/met", 1)
-    while rank() == 0 and store.add(f"{name}/met", 0) < times * world():
-        time.sleep(0.01)                    # the store may live in its process, so it leaves last
+    with told("wait for the other ranks", "the one that failed first says why", RuntimeError):
+        store = dist.distributed_c10d._get_default_store()          # counters that all ranks see
+        times = store.add(f"{name}/{rank()}", 1)                    # this rank has come here under this name
+        while late := [r for r in range(world()) if store.add(f"{name}/{r}", 0) < times]:
+            time.sleep(0.2)
+            if rank() == 0 and time.time() - start > patience:
+                print(f"{name}: still waiting for rank {', '.join(map(str, late))}", file=sys.stderr)
+                start = time.time()
+        meet()                              # the store may live in rank 0, which no other asks after this
 
 
 # ---------------------------------------------------------------- what a run leaves on disk
@@ -1138,9 +1116,7 @@ def state_of(learners):
     """Weights and optimiser state of each learner, by names that load on any number of ranks."""
     state = {}
     for i, learner in enumerate(learners):
-        state[f"model{i}"] = get_model_state_dict(learner.module)
-        if learner.optimizer:
-            state[f"optimizer{i}"] = get_optimizer_state_dict(learner.module, learner.optimizer)
+        state[f"model{i}"], state[f"optimizer{i}"] = get_state_dict(learner.module, learner.optimizer)
     return state
 
 
@@ -1157,9 +1133,8 @@ def load_state(folder, learners):
               (OSError, RuntimeError, ValueError, CheckpointException)):
         dcp.load(state, checkpoint_id=folder)
     for i, learner in enumerate(learners):
-        set_model_state_dict(learner.module, state[f"model{i}"])
-        if learner.optimizer:
-            set_optimizer_state_dict(learner.module, learner.optimizer, state[f"optimizer{i}"])
+        model, optimizer = state[f"model{i}"], state[f"optimizer{i}"]
+        set_state_dict(learner.module, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
     return state["step"]
 
 
@@ -1176,14 +1151,10 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
             weights[name.removeprefix("lm.")] = weight.to(policy.compute)
         policy.lm.save_pretrained(new, state_dict=weights)
         tokenizer.save_pretrained(new)
-        config = json.loads((new / "config.json").read_text())
-        config["dtype"] = str(policy.compute).removeprefix("torch.")        # it named the master weights'
-        (new / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        policy.config.dtype = policy.compute                        # not that of the master weights
+        policy.config.save_pretrained(new)
 
     put(folder, write)
-
-
-BASE = -1                     # the "round" of the model as it was given; bootstrapping is round 0
 
 
 class Run:
@@ -1197,8 +1168,7 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.held = BASE                        # whose weights the policy holds: at first always the base's
-        self.newest = BASE                      # whose are the newest on disk, as the stages that are done say
+        self.unread = None                      # the state to take up: of a training that an earlier process did
         self.policy = None                      # these until `main` has loaded or found them
         self.tokenizer = None
         self.question = None                    # an example for the model's card
@@ -1211,16 +1181,13 @@ class Run:
         settings = json.loads(json.dumps(fixed, default=vars))      # of the Format its fields
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
-        old = settings
         with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
-            if config.exists():
-                old = json.loads(config.read_text())
+            old = json.loads(config.read_text()) if config.exists() else {}
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
             own = config, new, self.folder / "log.jsonl"
             others = [path for path in self.folder.rglob("*") if path.is_file() and path not in own]
-            is_run = config.exists() and isinstance(old, dict) and "objective" in old
-            if not is_run and (others or config.exists()):
+            if "objective" not in old and (others or old):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
@@ -1272,19 +1239,28 @@ class Run:
         return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
 
     def records(self, name):
-        """All records of those files."""
-        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+        """All records of those files, by question."""
+        lines = itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
+        return {record["question"]: record for record in lines}
 
-    def unfinished(self, name, problems):
-        """This rank's share of the problems that NAME.rank*.jsonl do not hold yet. All ranks call this."""
+    def share_out(self, name, problems, unit, units, work):
+        """See that NAME.rank*.jsonl hold a record of each of `problems`: every rank takes its share of those
+        that are not there yet and keeps each of work(share, progress) as it comes. units: of each problem, for
+        the bar. All ranks call this."""
         if rank() == 0:
             for path in self.files(name):
                 tasks.open_lines(path).close()                      # drops a line that was torn
         meet()
-        done = {record["question"] for record in self.records(name)}
+        done = self.records(name)
         meet()                                                      # all have read before one writes
         todo = [problem for problem in problems if problem["question"] not in done]
-        return todo[rank()::world()]
+        mine = todo[rank()::world()]
+        label = f"round {self.round}: {name}"
+        lines = tasks.open_lines(self.file(f"{name}.rank{rank()}.jsonl"))
+        with (lines, at_own_pace(self.policy, label, self.args.shard_search),
+              progress(label, len(mine) * units, unit, unit_scale=True) as bar):
+            for record in work(mine, bar.update):
+                tasks.write_line(lines, record)
 
 
 # ---------------------------------------------------------------- the stages of a run
@@ -1311,8 +1287,11 @@ def stage(run, name, work, *given):
     work(run, *given) found. It starts from the newest weights; a training leaves newer ones."""
     path = run.file(f"{name}.json")
     trains = work in (bootstrap, train_round)
-    if not from_rank_0(path.exists):
-        hold_weights(run, run.newest)
+    if from_rank_0(path.exists):
+        if trains:
+            run.unread = run.file("state")
+    else:
+        hold_newest(run)
         start = time.time()
         found = work(run, *given)
         found["seconds"] = round(time.time() - start, 1)
@@ -1321,38 +1300,20 @@ def stage(run, name, work, *given):
         put(path, lambda new: rank() == 0 and new.write_text(text))
         if rank() == 0:
             write_card(run)
-        if trains:
-            run.held = run.round
         if run.policy.device.type == "cuda":
             torch.cuda.empty_cache()                                # the next stage needs blocks of other sizes
     if trains:
-        run.newest = run.round
-        if rank() == 0:
-            drop_states(run)                                        # now, or what a kill has left
+        before = run.folder / f"round{run.round - 1}"               # later rounds start from this one's state
+        for spent in before / "state", run.file("critic"), *run.file("").glob("state-*"):
+            if rank() == 0:
+                remove(spent)                                       # now, or what a kill has left
 
 
-def hold_weights(run, of_round):
-    """Give the policy the weights of a round, unless it holds them. (Those of BASE it holds from the start.)"""
-    if run.held != of_round:
-        load_state(run.file("state", of_round), [Learner(run.policy)])
-        run.held = of_round
-
-
-def write_card(run):
-    """Bring the card of the round's model up to date."""
-    model = run.file("model")
-    if model.exists():
-        with told(f"write {model / 'README.md'}"):
-            (model / "README.md").write_text(model_card(run), encoding="utf-8")
-
-
-def drop_states(run):
-    """Of a round whose training is done: those that nobody needs, since later rounds start from its own."""
-    for tried in run.file("").glob("state-*"):                      # a rate, by bootstrapping
-        remove(tried)
-    remove(run.file("critic"))
-    if run.round > 0:
-        remove(run.file("state", run.round - 1))
+def hold_newest(run):
+    """Give the policy the newest weights, unless it holds them: it starts as the base."""
+    if run.unread:
+        load_state(run.unread, [Learner(run.policy)])
+        run.unread = None
 
 
 def questions_of_round(r, problems, args):
@@ -1360,7 +1321,7 @@ def questions_of_round(r, problems, args):
     order = generator(args.seed, "questions").permutation(len(problems))
     n = min(len(problems), args.questions_per_round)
     first = (r - 1) * args.questions_per_round
-    drawn = [order[i % len(order)] for i in range(first, first + n)]
+    drawn = np.take(order, range(first, first + n), mode="wrap")
     return [problems[i] for i in drawn]
 
 
@@ -1372,24 +1333,21 @@ def sample_responses(run, name, problems, shots=None):
     n, temperature = args.trials, args.temperature
     if shots is not None:
         n, temperature = args.bootstrap_samples, args.bootstrap_temperature
-    mine = run.unfinished(name, problems)
     worked = WORKED[:shots or 0]
-    prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
     kv_budget = mcts.search_settings(args)["kv_budget"]             # in bytes
-    label = f"round {run.round}: {name}"
-    tokens = len(mine) * n * args.max_new_tokens
-    lines = tasks.open_lines(run.file(f"{name}.rank{rank()}.jsonl"))
-    with (lines, at_own_pace(run.policy, label, args.shard_search),
-          progress(label, tokens, "token", unit_scale=True) as bar):
+
+    def respond(mine, update):
+        prompts = [mcts.build_prompt(run.tokenizer, p["question"], worked, args.format) for p in mine]
         for i, samples in mcts.stream(
                 run.policy, run.tokenizer, prompts, n=n, temperature=temperature, seed=args.seed,
-                max_new_tokens=args.max_new_tokens, kv_budget=kv_budget, format=args.format,
-                progress=bar.update):
+                max_new_tokens=args.max_new_tokens, kv_budget=kv_budget, format=args.format, progress=update):
             record = tasks.judge(mine[i], samples, args.format.marker)
             if shots is not None:
                 record["samples"] = [s.tokens for s in samples]
-            tasks.write_line(lines, record)
-    records = {record["question"]: record for record in run.records(name)}
+            yield record
+
+    run.share_out(name, problems, "token", n * args.max_new_tokens, respond)
+    records = run.records(name)
     return [records[p["question"]] for p in problems]
 
 
@@ -1430,16 +1388,14 @@ def bootstrap(run, problems):
     imitated = imitate_own(run, demonstrations(run, sampled[n:]), unseen)
     after = measure_form(run, "after", problems[:n]) if imitated["rate"] else before
     is_better = after["both"] > before["both"]
-    if rank() == 0:
-        rate = imitated["rate"] or "none of the rates tried"
-        print(f"\nbootstrap: {imitated['responses']} responses to imitate, at a rate of {rate}; "
-              f"{before['responses']} responses to questions held back:")
-        for name, shares in ("before", before), ("after", after):
-            print(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
-                  f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
-        if not is_better:
-            print("no gain: the rounds start from the base as it was given")
+    rate = imitated["rate"] or "none of the rates tried"
+    say(f"\nbootstrap: {imitated['responses']} responses to imitate, at a rate of {rate}; "
+        f"{before['responses']} responses to questions held back:")
+    for name, shares in ("before", before), ("after", after):
+        say(f"  {name:7}right {shares['right']:.1%}, well-formed {shares['well_formed']:.1%}, both "
+            f"{shares['both']:.1%}, {shares['tokens_per_step']:.0f} tokens a step")
     if not is_better:
+        say("no gain: the rounds start from the base as it was given")
         read_pretrained(run.policy, args.model)
     save_state(run.file("state"), [Learner(run.policy)], step=0)
     save_model(run.policy, run.tokenizer, run.file("model"))
@@ -1451,19 +1407,19 @@ def measure_form(run, name, problems):
     """Of zero-shot responses the shares that are right, well-formed, and both; and tokens a step."""
     records = sample_responses(run, name, problems)
     responses = [response for record in records for response in record["responses"]]
-    total = Counter()
-    for response in responses:
-        text = response["response"]
-        is_well_formed = has_steps(response, run.args.format)
-        total["right"] += response["correct"]
-        total["well_formed"] += is_well_formed
-        total["both"] += response["correct"] and is_well_formed
-        total["steps"] += 1 + text.strip().count(run.args.format.step_end)
-        total["tokens"] += response["tokens"]
+    format = run.args.format
+    right = [r["correct"] for r in responses]
+    well_formed = [has_steps(r, format) for r in responses]
     n = max(1, len(responses))
-    shares = {key: total[key] / n for key in ("right", "well_formed", "both")}
-    tokens_per_step = total["tokens"] / max(1, total["steps"])
-    return shares | {"tokens_per_step": tokens_per_step, "responses": len(responses)}
+    texts = [r["response"].strip() for r in responses]
+    steps = sum(1 + text.count(format.step_end) for text in texts)
+    tokens = sum(r["tokens"] for r in responses)
+    return {
+        "right": sum(right) / n,
+        "well_formed": sum(well_formed) / n,
+        "both": sum(map(min, right, well_formed)) / n,
+        "tokens_per_step": tokens / max(1, steps),
+        "responses": len(responses)}
 
 
 def has_steps(response, format):
@@ -1504,8 +1460,8 @@ def imitate_own(run, examples, unseen):
     questions held back likelier. The paper's rate is for thousands of examples; few do not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
-    found = {"responses": len(examples), "held_back": len(unseen)}
-    found |= {"nll": before, "tried": {}, "rate": None}
+    found = {"responses": len(examples), "held_back": len(unseen), "nll": before,
+             "tried": {}, "rate": None}
     batch = min(8 * args.questions_per_step, max(4, len(examples) // 40))   # so that there are steps to take
     for k in range(3 if examples and unseen else 0):
         if k:
@@ -1523,8 +1479,7 @@ def imitate_own(run, examples, unseen):
 
 def nats_per_token(run, examples):
     """Negative log-likelihood of imitated responses; 0 without any."""
-    args = run.args
-    vectors = forward_all(run.policy, examples, "held back", args.micro_tokens, args.shard_search)
+    vectors = forward_all(run.policy, examples, "held back", run.args.micro_tokens)
     logprob = sum(vector.sum().item() for vector in vectors)
     tokens = sum(e.tokens.sum().item() for e in examples)
     return -logprob / max(1.0, tokens)
@@ -1536,18 +1491,17 @@ def nats_per_token(run, examples):
 def search_round(run, problems):
     """Search those of `problems` that have no tree yet, each rank its share; then say what was found."""
     args = run.args
-    mine = run.unfinished("trees", problems)
-    settings = mcts.search_settings(args) | {"seed": args.seed + run.round, "format": args.format}
-    lines = tasks.open_lines(run.file(f"trees.rank{rank()}.jsonl"))
-    label = f"round {run.round}: search"
-    with (lines, at_own_pace(run.policy, label, args.shard_search),
-          progress(label, len(mine) * args.iterations, "iteration") as bar):
-        settings["progress"] = bar.update
-        for tree in mcts.search(run.policy, run.tokenizer, mine, tasks.reward, **settings):
-            tasks.write_line(lines, tree.record())
+    settings = mcts.search_settings(args)
+    settings["seed"] = args.seed + run.round
+    settings["format"] = args.format
+
+    def grow(mine, update):
+        found = mcts.search(run.policy, run.tokenizer, mine, tasks.reward, progress=update, **settings)
+        return (tree.record() for tree in found)
+
+    run.share_out("trees", problems, "iteration", args.iterations, grow)
     found = mcts.describe(trees_of_round(run))
-    if rank() == 0:
-        print(f"round {run.round}: {mcts.explain(found)}")
+    say(f"round {run.round}: {mcts.explain(found)}")
     return found
 
 
@@ -1579,7 +1533,7 @@ def train_round(run):
                          "different value: search more, or take questions of another difficulty")
     if args.targets == "value-model":
         value_by_model(run, examples)
-    distance = add_reference(policy, examples, args.micro_tokens, args.shard_search)
+    distance = add_reference(policy, examples, args.micro_tokens)
     if not distance < 0.25:                                         # nor if it is NaN
         raise InputError("these trees, or some, were not sampled from this model: its log-probs differ by up to "
                          f"{distance:.2f} nats a token; give the model that searched them")
@@ -1591,16 +1545,15 @@ def train_round(run):
     pairs = []
     if args.objective == "kto":
         pairs = mismatched(examples, steps, mcts.context_length(policy), seed)
-        add_reference(policy, sum(pairs, []), args.micro_tokens, args.shard_search)
+        add_reference(policy, sum(pairs, []), args.micro_tokens)
 
     def of_step(step):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
-    found = {"questions": len(examples), "paths": sum(len(e.path) for e in examples),
-             "correct": sum(e.correct.sum().item() for e in examples)}
-    if rank() == 0:
-        print(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or "
-              f"better) of {found['questions']} questions")
+    correct = torch.cat([e.correct for e in examples])              # of each path
+    found = {"questions": len(examples), "paths": len(correct), "correct": correct.sum().item()}
+    say(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or better) of "
+        f"{found['questions']} questions")
     loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
     how = run.training("train", f"round {run.round}: train", "state")
     train(learners, examples, loss_fn, steps, beta=args.beta, of_step=of_step, **how)
@@ -1616,7 +1569,7 @@ def value_by_model(run, examples):
     steps = schedule(len(valued), args.epochs, args.questions_per_step, args.seed + run.round)
     how = run.training("value", f"round {run.round}: value model", "critic")
     train([Learner(critic, args.value_lr)], valued, critic_loss, steps, **how)
-    values = forward_all(critic, examples, "values", args.micro_tokens, args.shard_search)
+    values = forward_all(critic, examples, "values", args.micro_tokens)
     for e, value in zip(examples, values):
         e.take_values(value)
 
@@ -1636,33 +1589,34 @@ def evaluate_round(run, task, problems):
     """Evaluate the round's policy on one task; show a right and a wrong response."""
     records = sample_responses(run, f"responses-{task}", problems)
     shown = set()
-    for record in records if rank() == 0 else ():
+    for record in records:
         for response in record["responses"]:
             word = "right" if response["correct"] else "wrong"
             if word not in shown:
                 shown.add(word)
                 text = f"{record['question']}\n\n{response['response'].strip()}"
-                print(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
-                print(textwrap.indent(text, "    "))
+                say(f"\nround {run.round}, {task}: a {word} response (the answer is {record['answer']})\n")
+                say(textwrap.indent(text, "    "))
     result = tasks.summarise(records, run.args.trials)
     del result["trials"]
     return result | {"task": task}
 
 
-def model_card(run):
-    """The README of a saved model: where it comes from, its numbers so far, and how it is asked."""
+def write_card(run):
+    """Bring the README of the round's model up to date: where it comes from, its numbers, how it is asked."""
     args = run.args
+    path = run.file("model") / "README.md"
+    if not path.parent.exists():
+        return
     how = f"round {run.round} of --objective {args.objective}"
     if run.round == 0:
         how = "format bootstrapping" + ("" if run.result("bootstrap").get("kept") else ", which did not help")
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     rows = rows or "| not evaluated | |\n"
-    question = run.question
-    ids = mcts.build_prompt(run.tokenizer, question, format=args.format)
-    prompt = run.tokenizer.decode(ids)
-    prompt = prompt.replace(question, "QUESTION")
-    return f"""\
+    ids = mcts.build_prompt(run.tokenizer, run.question, format=args.format)
+    prompt = run.tokenizer.decode(ids).replace(run.question, "QUESTION")
+    card = f"""\
 # {args.model} after {how}
 
 Made by the reference implementation of Direct Value Optimization (arXiv 2502.13723); the settings are in
@@ -1679,31 +1633,28 @@ from transformers import pipeline
 
 prompt = {prompt!r}
 solve = pipeline("text-generation", model=".")  # this folder
-asked = prompt.replace("QUESTION", {question!r})
+asked = prompt.replace("QUESTION", {run.question!r})
 found = solve(asked, add_special_tokens=False, max_new_tokens={args.max_new_tokens}, do_sample=True,
               temperature={args.temperature:g}, top_k=0, return_full_text=False)
 print(found[0]["generated_text"])
 ```
 """
+    with told(f"write {path}"):
+        path.write_text(card, encoding="utf-8")
 
 
 def report(run):
-    """Print accuracy, spread and seconds of the base, bootstrapped or not, and of every round."""
+    """Print accuracy and spread of the base, bootstrapped or not, and of every round."""
     names = [Path(task).stem for task in run.args.eval_data]
-    widths = [max(24, len(name) + 2) for name in names]
-    headers = map(str.rjust, names, widths)
-    print(f"\n{'':12}{''.join(headers)}   seconds: search, train, evaluate")
+    say(f"\n{'':12}" + "".join(f"{name:>24}" for name in names))
     first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
-        found = [run.result(f"eval-{name}", r) for name in names]
-        cells = ""
-        for e, width in zip(found, widths):
+        row = f"{f'round {r}' if r else first:12}"
+        for name in names:
+            e = run.result(f"eval-{name}", r)
             spread = "-" if e["sem"] is None else f"{100 * e['sem']:.1f}"
-            cells += f"{100 * e['accuracy']:.1f} ± {spread} %".rjust(width)
-        for stages in ["search"], ["bootstrap", "trained"], [f"eval-{name}" for name in names]:
-            seconds = sum(run.result(name, r).get("seconds", 0) for name in stages)
-            cells += f"{seconds:10.1f}"
-        print(f"{f'round {r}' if r else first:12}{cells}")
+            row += f"{100 * e['accuracy']:.1f} ± {spread} %".rjust(24)
+        say(row)
 
 
 # Rows for other trainers
@@ -1725,17 +1676,14 @@ def export(trees, kind: str, tokenizer: PreTrainedTokenizerBase, n: int, seed: i
             tokens = [token for i in path for token in tree.nodes[i].tokens]
             return [{"role": "assistant", "content": text_of(tokens).strip()}]
 
-        draw = path_pairs if kind == "dpo" else draw_paths
-        right, wrong = draw(tree, n, seed)
+        right, wrong = EXPORTS[kind](tree, n, seed)
         if kind == "dpo":
             for better, worse in zip(right, wrong):
                 yield {"prompt": prompt, "chosen": turn(better), "rejected": turn(worse)}
-        if kind == "kto" and (right or keep_unsolved):
+        elif right or keep_unsolved:
             for path in right + wrong:
-                yield {"prompt": prompt, "completion": turn(path), "label": path in right}
-        if kind == "sft":
-            for path in right:
-                yield {"prompt": prompt, "completion": turn(path)}
+                label = {"label": path in right} if kind == "kto" else {}
+                yield {"prompt": prompt, "completion": turn(path)} | label
 
 
 # ---------------------------------------------------------------- the demo's model
@@ -1778,7 +1726,8 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
     policy, tokenizer = load_policy(str(start), device, "float32")
     taken = {p["question"] for split in ("train", "test")
              for p in tasks.load_problems("arithmetic", split=split)}
-    probes = tasks.arithmetic(300, f"probe {seed}", low, high)
+    probes = [mcts.build_prompt(tokenizer, p["question"])
+              for p in tasks.arithmetic(300, f"probe {seed}", low, high)]
     parts = [(10000, 0.0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
     for part, (n, often, lr) in enumerate(parts):                   # demonstrations, skipping, rate
         draw = random.Random(seed)
@@ -1789,28 +1738,21 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
         imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name=f"base: part {part + 1} of its training")
-        share = share_of_right_operations(policy, tokenizer, probes, seed)      # by each rank: it is little
-        right = from_rank_0(lambda: share)
-        if part > 0 and right >= 0.99:
+        with at_own_pace(policy, "probe"):                          # by each rank: it is little
+            samples = mcts.sample(policy, tokenizer, probes, max_new_tokens=96, seed=seed, temperature=0.7)
+        counts = [tasks.single_operations(s.text) for [s] in samples]
+        right, done = np.sum(counts, 0)
+        share = from_rank_0(lambda: right / max(1, done))
+        if part > 0 and share >= 0.99:
             break
-    if rank() == 0:
-        print(f"base: {right:.1%} of its single operations are right")
+    say(f"base: {share:.1%} of its single operations are right")
     save_model(policy, tokenizer, folder)
 
 
-def share_of_right_operations(policy, tokenizer, problems, seed):
-    """Of the steps that do one operation, in one response to each of `problems`."""
-    prompts = [mcts.build_prompt(tokenizer, p["question"]) for p in problems]
-    with at_own_pace(policy, "probe"):
-        samples = mcts.sample(policy, tokenizer, prompts, max_new_tokens=96, seed=seed, temperature=0.7)
-    counts = [tasks.single_operations(s.text) for [s] in samples]
-    right, done = np.sum(counts, 0)
-    return right / max(1, done)
-
-
-DEMO = dict(bootstrap=False, data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, iterations=40,
-            questions_per_round=200, questions_per_step=4, max_step_tokens=32, max_new_tokens=96, lr=1e-4,
-            value_lr=1e-3, slots=64)
+DEMO = dict(
+    data=["arithmetic"], eval_data=["arithmetic"], eval_limit=300, bootstrap=False,
+    questions_per_round=200, iterations=40, slots=64, max_step_tokens=32,
+    questions_per_step=4, lr=1e-4, value_lr=1e-3, max_new_tokens=96)
 
 
 def show_what_was_learnt(run):
@@ -1819,8 +1761,7 @@ def show_what_was_learnt(run):
     this."""
     mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
     if not mixed:
-        if rank() == 0:
-            print("no tree of this round holds both outcomes")
+        say("no tree of this round holds both outcomes")
         return
 
     def distance_from_a_picture(tree):
@@ -1839,16 +1780,15 @@ def show_what_was_learnt(run):
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, packed).tolist()
-    if rank() > 0:
-        return
-    print(f"A tree of round {run.round} (on each edge its credit):\n", *mcts.picture(tree), sep="\n")
+    say(f"A tree of round {run.round} (on each edge its credit):\n")
+    say("\n".join(mcts.picture(tree)))
     for kind, path in paths.items():
-        print(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
+        say(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
         for i in path:
             credit = tree.credit(i)
             learnt = run.args.beta * (logprobs[i] - tree.nodes[i].logprob)      # sampled by the reference
             numbers = "  ".join(mcts.paint(f"{number:+.2f}", number) for number in (credit, learnt))
-            print(f"  {numbers}  {' '.join(tree.nodes[i].text.split())}")
+            say(f"  {numbers}  {' '.join(tree.nodes[i].text.split())}")
 
 
 # ---------------------------------------------------------------- the command
@@ -1876,7 +1816,7 @@ def make_parser():
     add("--dtype", choices=("float32", "bfloat16", "float64"),
         help="what computes (default: float32 on a CPU, else bfloat16); master weights are float32")
     add("--device", help="default: the first GPU, else the CPU")
-    add("--export", choices=("dpo", "kto", "sft"), help="only write --trees to --out, as rows for TRL")
+    add("--export", choices=EXPORTS, help="only write --trees to --out, as rows for TRL")
     mcts.add_search_flags(parser)
     add_bootstrap_flags(parser.add_argument_group("format bootstrapping (App. B)"))
     add_training_flags(parser.add_argument_group("training (Sec. 4.3)"))
@@ -1925,7 +1865,7 @@ def add_training_flags(group):
     add_number(group, "save-minutes", 10.0, "between two saved states of a training")
     add("--activation-checkpointing", action="store_true", help="compute blocks again in the backward pass")
     add("--offload", action="store_true", help="keep weights, gradients and optimiser in host memory")
-    add("--shard-search", action="store_true", help="slowly sample and score what does not fit on one GPU")
+    add("--shard-search", action="store_true", help="slowly sample from what does not fit on one GPU")
 
 
 def parse_arguments():
@@ -1950,8 +1890,8 @@ def check_arguments(args):
     if args.export and not (args.trees and args.out):
         raise InputError("--export needs --trees, the files to read, and --out, the file to write")
     own = DEMO["data"]
-    is_else = args.trees or args.data != own or args.eval_data not in (own, [])
-    if not args.model and not args.export and is_else:
+    is_demo = not args.trees and args.data == own and args.eval_data in (own, [])
+    if not (args.model or args.export or is_demo):
         raise InputError("give --model too: without it this is the demo, whose model knows chains of "
                          "arithmetic only")
     if args.trees and (args.rounds != 1 or args.bootstrap):
@@ -1980,20 +1920,20 @@ def default_evaluation(data):
 
 
 def load_data(args):
-    """The training questions, and the test questions by task."""
+    """The training questions, of the trees if there are some, and the test questions by task."""
     eval_sets = {}
     for task in args.eval_data:
         eval_sets[task] = tasks.load_problems(task, split="test", limit=args.eval_limit)
     if args.trees:
-        problems = []
-        trained_on = {tree.question for path in args.trees for tree in mcts.read_trees(path)}
+        trees = itertools.chain(*map(mcts.read_trees, args.trees))
+        problems = [{"question": tree.question} for tree in trees]
     else:
         problems = tasks.load_problems(args.data, split="train", seed=args.seed)
-        trained_on = {p["question"] for p in problems}
+    trained_on = {p["question"] for p in problems}
     tested = itertools.chain(*eval_sets.values())
     both = sum(p["question"] in trained_on for p in tested)
-    if both and rank() == 0:
-        print(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
+    if both:
+        say(f"{both} test questions are training questions: their accuracy is no test", file=sys.stderr)
     return problems, eval_sets
 
 
@@ -2029,8 +1969,7 @@ def main():
     if is_demo and not args.out:
         out = from_rank_0(lambda: tempfile.mkdtemp(prefix="dvo-demo-"))
     run = Run(out, args)
-    if rank() == 0:
-        print(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
+    say(f"Everything goes to {out}; stopped, the same command with --out {out} goes on from there.")
     if is_demo:
         args.model = str(run.folder / "base")
         if not from_rank_0(Path(args.model).exists):
@@ -2038,16 +1977,14 @@ def main():
     run.policy, run.tokenizer = load_policy(
         args.model, device, args.dtype, offload=args.offload,
         activation_checkpointing=args.activation_checkpointing)
-    known = itertools.chain(problems, *eval_sets.values())
-    run.question = next(known, {"question": "What is 12 * 7 - 4?"})["question"]
+    run.question = problems[0]["question"] if problems else "What is 12 * 7 - 4?"
     run_stages(run, problems, eval_sets)
     if is_demo and from_rank_0(run.file("state", args.rounds).exists):      # not of a round before the last
-        hold_weights(run, args.rounds)
+        hold_newest(run)
         show_what_was_learnt(run)
-    if rank() == 0:
-        report(run)
-        more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
-        print(f"\n{time.time() - start:.0f} s in all.{more}")
+    report(run)
+    more = "" if args.trees else f" One round more: the same with --out {out} --rounds {args.rounds + 1}"
+    say(f"\n{time.time() - start:.0f} s in all.{more}")
     if world() > 1:     # all is written; gloo's threads, ended by destructors, now and then abort a rank
         wait_for_ranks("end")
         sys.stdout.flush()
