@@ -804,7 +804,8 @@ def my_micro_batches(examples, max_tokens):
 
 
 @torch.no_grad()
-def forward_all(module: nn.Module, examples: list[Example], name: str, max_tokens: int) -> list[Tensor]:
+def forward_all(module: nn.Module, examples: list[Example], name: str,
+                max_tokens: int) -> list[Tensor]:
     """module(packs=...) of each example, on the CPU: each rank does its share."""
     batches = my_micro_batches(examples, max_tokens)
     found = {}
@@ -952,7 +953,8 @@ def in_turn(work):
 
 
 def decoder_blocks(lm):
-    return [module for module in lm.modules() if type(module).__name__ in (lm._no_split_modules or ())]
+    names = lm._no_split_modules or ()
+    return [module for module in lm.modules() if type(module).__name__ in names]
 
 
 def recompute_blocks(lm):
@@ -1153,6 +1155,8 @@ def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path)
         tokenizer.save_pretrained(new)
         policy.config.dtype = policy.compute                        # not that of the master weights
         policy.config.save_pretrained(new)
+        for file in new.glob("*.safetensors"):                      # which are for their owner alone
+            file.chmod((new / "config.json").stat().st_mode)
 
     put(folder, write)
 
@@ -1177,17 +1181,21 @@ class Run:
 
     def _open(self):
         """Make the folder if it is new, keep others out, and compare the settings. Rank 0 does this."""
-        fixed = {name: value for name, value in vars(self.args).items() if name not in self.FREE}
+        given = vars(self.args).items()
+        fixed = {name: value for name, value in given if name not in self.FREE}
         settings = json.loads(json.dumps(fixed, default=vars))      # of the Format its fields
         config = self.folder / "config.json"
         new = config.with_name("config.json.new")
+        old = settings
         with told(f"read {config}", "restore it, or choose another --out", (OSError, ValueError)):
-            old = json.loads(config.read_text()) if config.exists() else {}
+            if config.exists():
+                old = json.loads(config.read_text())
         with told(f"write to the run folder {self.folder}", "choose another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
             own = config, new, self.folder / "log.jsonl"
             others = [path for path in self.folder.rglob("*") if path.is_file() and path not in own]
-            if "objective" not in old and (others or old):
+            is_run = config.exists() and isinstance(old, dict) and "objective" in old
+            if not is_run and (others or config.exists()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
             self.lines = tasks.open_lines(self.folder / "log.jsonl")    # locked: one run at a time
             clean_up(self.folder)
@@ -1273,7 +1281,9 @@ def run_stages(run, problems, eval_sets):
     for run.round in range(args.rounds + 1):                        # where `file`, `log` and others look
         if run.round == 0 and args.bootstrap:
             stage(run, "bootstrap", bootstrap, problems[:args.bootstrap_questions])
-        if run.round > 0 and not args.trees:
+        if run.round > 0 and args.trees:
+            say(f"the trees given: {mcts.explain(mcts.describe(trees_of_round(run)))}")
+        elif run.round > 0:
             stage(run, "search", search_round, questions_of_round(run.round, problems, args))
         if run.round > 0:
             stage(run, "trained", train_round)
@@ -1527,16 +1537,17 @@ def train_round(run):
     args, policy = run.args, run.policy
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
-        found = mcts.explain(mcts.describe(trees_of_round(run)))
-        raise InputError(f"nothing to train on in round {run.round}: {found}. Training needs a correct "
+        about = mcts.explain(mcts.describe(trees_of_round(run)))
+        raise InputError(f"nothing to train on in round {run.round}: {about}. Training needs a correct "
                          "solution (any with --keep-unsolved), dpo also a wrong one, step-dpo siblings of "
                          "different value: search more, or take questions of another difficulty")
     if args.targets == "value-model":
         value_by_model(run, examples)
     distance = add_reference(policy, examples, args.micro_tokens)
-    if not distance < 0.25:                                         # nor if it is NaN
+    if not distance < 0.05:                                         # bfloat16 alone makes 0.003; nor if NaN
         raise InputError("these trees, or some, were not sampled from this model: its log-probs differ by up to "
-                         f"{distance:.2f} nats a token; give the model that searched them")
+                         f"{distance:.2f} nats a token; give the model that searched them (those of round k: "
+                         "the model of round k - 1)")
     seed = args.seed + run.round
     steps = schedule(len(examples), args.epochs, args.questions_per_step, seed)
     learners = [Learner(policy, args.lr)]
@@ -1551,7 +1562,8 @@ def train_round(run):
         return {"z0": reference_point(policy, pairs[step], args.micro_tokens)} if pairs else {}
 
     correct = torch.cat([e.correct for e in examples])              # of each path
-    found = {"questions": len(examples), "paths": len(correct), "correct": correct.sum().item()}
+    found = {"questions": len(examples), "paths": len(correct)}
+    found["correct"] = correct.sum().item()
     say(f"round {run.round}: train on {found['paths']} paths or steps ({found['correct']} correct or better) of "
         f"{found['questions']} questions")
     loss_fn = functools.partial(objective_loss, args.objective, beta=args.beta, level=args.level)
@@ -1728,8 +1740,9 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
              for p in tasks.load_problems("arithmetic", split=split)}
     probes = [mcts.build_prompt(tokenizer, p["question"])
               for p in tasks.arithmetic(300, f"probe {seed}", low, high)]
-    parts = [(10000, 0.0, 3e-3), (12000, skip, 2e-3)] + 4 * [(4000, skip, 1e-3)]
-    for part, (n, often, lr) in enumerate(parts):                   # demonstrations, skipping, rate
+    parts = [(10000, 0.0, 3e-3), (12000, skip, 2e-3)]               # demonstrations, skipping, rate
+    parts += 4 * [(4000, skip, 1e-3)]
+    for part, (n, often, lr) in enumerate(parts):
         draw = random.Random(seed)
         examples = []
         for p in tasks.arithmetic(n, f"base {seed} {part}", low, high):
@@ -1759,7 +1772,8 @@ def show_what_was_learnt(run):
     """Draw a tree of the last round that holds both outcomes; then its likeliest correct and wrong solution
     with the credit of each step, and what the trained policy made of it: beta * log_ratio. All ranks call
     this."""
-    mixed = [tree for tree in trees_of_round(run) if {"right", "wrong"} <= tree.endings().keys()]
+    both = {"right", "wrong"}
+    mixed = [tree for tree in trees_of_round(run) if both <= tree.endings().keys()]
     if not mixed:
         say("no tree of this round holds both outcomes")
         return
@@ -1775,7 +1789,8 @@ def show_what_was_learnt(run):
 
     paths = {}
     for kind in "right", "wrong":
-        ends = [i for i, node in enumerate(tree.nodes) if node.terminal and tree.ending(i) == kind]
+        ended = [i for i, node in enumerate(tree.nodes) if node.terminal]
+        ends = [i for i in ended if tree.ending(i) == kind]
         paths[kind] = max(map(tree.path, ends), key=logprob)
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
@@ -1878,7 +1893,7 @@ def parse_arguments():
         parser.set_defaults(**DEMO)
     args = parser.parse_args()
     check_arguments(args)
-    args.data = args.data or ["metamath"]
+    args.data = args.data or ([] if args.trees else ["metamath"])
     args.format = mcts.Format()                                     # of every prompt; change it here
     if args.eval_data is None:
         args.eval_data = [] if args.trees else default_evaluation(args.data)
@@ -1941,13 +1956,17 @@ def export_command(args):
     """Write the trees as rows for TRL. The tokenizer is --model's, or that of the run with the trees."""
     if os.path.realpath(args.out) in map(os.path.realpath, args.trees):
         raise InputError(f"--out {args.out} is one of --trees: choose another file for the rows")
+    there = next(tasks.read_lines(args.out), {"completion": "none yet"})
+    if not isinstance(there, dict) or there.keys().isdisjoint({"chosen", "completion"}):
+        raise InputError(f"--out {args.out} holds something else than exported rows: choose another file")
     beside = Path(args.trees[0]).parent / "model"
     if not args.model and not beside.exists():
         raise InputError(f"there is no model beside {args.trees[0]}: give the --model that searched them")
     tokenizer = mcts.load("tokenizer", AutoTokenizer.from_pretrained, args.model or str(beside))
     trees = list(own_trees(args.trees, tokenizer))
     seed = args.seed + 1                                            # as in the one round of --trees
-    rows = list(export(trees, args.export, tokenizer, args.paths, seed, args.format, args.keep_unsolved))
+    rows = export(trees, args.export, tokenizer, args.paths, seed, args.format, args.keep_unsolved)
+    rows = list(rows)
     if not rows:
         raise InputError(f"no row to export: {mcts.explain(mcts.describe(trees))}; sft needs a correct "
                          "solution, dpo also a wrong one")

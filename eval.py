@@ -461,11 +461,11 @@ _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\sli
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
-    (?:exceed|exclud|fail|lack|reject|removed|discard|dream|pretend|wish|regret|estimate)\w* might debts? owes negative none
-    few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places? (?<!-)digits? plus
-    minus divided multiplied increased decreased squared doubled? tripled twice half reciprocal mod thinks
-    (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it) (?<!\d\s)times\s\d
-    (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
+    (?:exceed|exclud|fail|lack|reject|removed|discard|dream|pretend|wish|regret|estimate)\w* might debts?
+    owes negative none few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places?
+    (?<!-)digits? plus minus divided multiplied increased decreased squared doubled? tripled twice half
+    reciprocal mod thinks (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it)
+    (?<!\d\s)times\s\d (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?!\W*\d(?!.*\beach\b))(?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
     | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|above)
@@ -1689,7 +1689,8 @@ def parse_arguments():
     """The parsed command line."""
     parser = argparse.ArgumentParser(description="Zero-shot accuracy of a model on a task (paper, Sec. 5).")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub name")
-    parser.add_argument("--data", required=True, help=f"JSON Lines file, or a task: {', '.join(TASKS)}")
+    parser.add_argument("--data", required=True,
+                        help=f"JSON Lines file, or a task (its test questions): {', '.join(TASKS)}")
     parser.add_argument("--data-dir", help="folder that holds the task's file already")
     parser.add_argument("--split", default="test", help="of the task (default: test)")
     parser.add_argument("--limit", type=int, help="take the first N problems")

@@ -462,6 +462,9 @@ def load_model(name: str, device=None, dtype: str | None = None):
     if device != torch.device("meta"):
         device = pick_device(device)
     dtype = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    is_hub_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name))
+    if not (is_hub_name or os.path.exists(name)):
+        raise InputError(f"there is no folder {name}: give one written by save_pretrained, or a hub name")
     if os.path.exists(os.path.join(name, "adapter_config.json")):
         raise InputError(f"{name} holds an adapter (LoRA) and no model: merge it into its base model first")
     config = load("config", AutoConfig.from_pretrained, name)
@@ -927,8 +930,9 @@ class Cache:
     def resize(self, stride, used):
         """Give lanes another stride. used: {lane: its columns in use}. Returns the new number of each."""
         numbers = {lane: number for number, lane in enumerate(sorted(used))}
-        source = [lane * self.stride + t for lane in numbers for t in range(used[lane])]
-        target = [number * stride + t for lane, number in numbers.items() for t in range(used[lane])]
+        columns = [(lane, t) for lane in numbers for t in range(used[lane])]
+        source = [lane * self.stride + t for lane, t in columns]
+        target = [numbers[lane] * stride + t for lane, t in columns]
         source, target = torch.tensor([source, target], dtype=torch.long, device=self.device)
         self.stride = stride
         stop = self.room() * stride
@@ -969,7 +973,8 @@ def prefill(model, cache, lane, start, tokens):
         newest = tokens[first:first + 1024]
         n = len(newest)
         begin = start + first
-        table = np.array([newest, [lane] * n, [0] * n, range(begin, begin + n), [0] * n])
+        zeros = np.zeros(n, dtype=np.int64)
+        table = np.stack((newest, zeros + lane, zeros, begin + np.arange(n), zeros))
         decode(model, cache, table, logits_to_keep=1)
 
 
@@ -1448,13 +1453,17 @@ def some_weights(model):
     weights = [p.detach() for p in model.parameters()]
     if any(hasattr(weight, "to_local") for weight in weights):
         return []
-    some = [weight.flatten()[::1 + weight.numel() // 16].float() for weight in weights]
+    some = []
+    for weight in weights:
+        every = 1 + weight.numel() // 16
+        some.append(weight.flatten()[::every].float())
     return torch.cat(some).tolist()
 
 
 def free_memory(device):
     """Bytes that may be taken: on a GPU with what torch has cached, else what Linux calls available (page
-    cache included; other systems: 8 GiB), within the limits of the control groups that the process is in."""
+    cache included; other systems: 8 GiB), within the limits of the control groups, of version 1 or 2, that the
+    process is in."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -1462,11 +1471,13 @@ def free_memory(device):
     free = [1024 * int(available[1]) if available else 2**33]
     own = re.search(r"^0::/(.+)$", read("/proc/self/cgroup"), re.M)
     names = own[1].split("/") if own else []
-    for folder in accumulate(["/sys/fs/cgroup", *names], os.path.join):
-        most = read(f"{folder}/memory.max").strip()
+    groups = [("/sys/fs/cgroup/memory", "limit_in_bytes", "usage_in_bytes")]
+    groups += [(folder, "max", "current") for folder in accumulate(["/sys/fs/cgroup", *names], os.path.join)]
+    for folder, limit, usage in groups:
+        most = read(f"{folder}/memory.{limit}").strip()
         if most.isdigit():
             cached = re.findall(r"\binactive_file (\d+)", read(f"{folder}/memory.stat"))
-            used = int(read(f"{folder}/memory.current"))
+            used = int(read(f"{folder}/memory.{usage}"))
             free.append(int(most) - used + sum(map(int, cached)))
     return max(0, min(free))
 
@@ -1823,7 +1834,8 @@ def add_search_flags(parser):
             ("breadth", int, "children kept at an expansion; paper: 5"),
             ("depth", int, "steps a solution may have; paper: 8"),
             ("c-puct", float, "weight of exploration in PUCT; the authors' code: 1.5"),
-            ("candidates", int, "steps sampled at an expansion; the likeliest stay; default: as breadth"),
+            ("candidates", int, "steps sampled at an expansion, at temperature 1; the likeliest stay; default: "
+                                "as breadth"),
             ("max-step-tokens", int, "a step cut at this length is a failure"),
             ("slots", int, "leaves whose samples fill a forward; default: 80 samples, 320 on a GPU"),
             ("kv-budget", float, "GiB of keys and values; default: half of the free memory")):
@@ -1896,7 +1908,7 @@ def main():
     """The command: draw trees, or search and append each tree to a file as it is finished."""
     parser = argparse.ArgumentParser(description="Search reasoning trees (Direct Value Optimization).")
     parser.add_argument("--model", help="Hugging Face folder or hub name")
-    parser.add_argument("--data", help="task name or JSON Lines file with question and answer")
+    parser.add_argument("--data", help="a task, whose training questions are taken, or a JSON Lines file")
     parser.add_argument("--out", help="file to append trees to; what is there is not searched again")
     parser.add_argument("--limit", type=int, help="the first N questions, or trees, only")
     parser.add_argument("--seed", type=int, default=search.__kwdefaults__["seed"])

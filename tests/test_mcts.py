@@ -1702,6 +1702,9 @@ def test_free_memory(monkeypatch):
     assert mcts.free_memory(cpu) == 600
     files["/sys/fs/cgroup/slice/job/memory.max"] = "max\n"
     assert mcts.free_memory(cpu) == 600
+    files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "800\n"  # of version 1
+    files["/sys/fs/cgroup/memory/memory.usage_in_bytes"] = "300\n"
+    assert mcts.free_memory(cpu) == 500
 
 
 def test_doctests():

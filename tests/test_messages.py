@@ -252,6 +252,7 @@ ARGUMENTS = table(
     ("dvo", "--eval-data a/x.jsonl b/x.jsonl", "have the same name"),
     ("dvo", "- --export dpo", "--export needs --trees"),
     ("dvo", "- --export dpo --trees TREES --out TREES", "is one of --trees"),
+    ("dvo", "- --export dpo --trees TREES --out DATA", "DATA holds something else than exported rows"),
     ("dvo", "- --eval-data DATA", "give --model too"),
     ("dvo", "- --export dpo --trees TREES --out OUT", "there is no model beside TREES"),
     ("dvo", "- --data DATA", "give --model too"),
@@ -287,7 +288,7 @@ ARGUMENTS = table(
     ("dvo", "--out FOLDER", "is not empty and holds no run"),
     ("dvo", "--out RUN", "holds a run with other settings"),
     ("dvo", "--out GONE", "cannot read GONE/config.json"),
-    (ALL, "", "cannot load the config of 'no/such/MODEL'"),
+    (ALL, "", "there is no folder no/such/MODEL"),
 )
 
 
