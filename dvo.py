@@ -1658,6 +1658,8 @@ print(found[0]["generated_text"])
 def report(run):
     """Print accuracy and spread of the base, bootstrapped or not, and of every round."""
     names = [Path(task).stem for task in run.args.eval_data]
+    if not names:
+        return
     say(f"\n{'':12}" + "".join(f"{name:>24}" for name in names))
     first = "bootstrapped" if run.result("bootstrap", 0).get("kept") else "base"
     for r in range(run.args.rounds + 1):
@@ -1750,7 +1752,8 @@ def make_base(folder, seed, device, skip=0.25, low=3, high=6):
                 solution = tokenizer(tasks.demonstrate(p["question"], draw, often)).input_ids
                 prompt = mcts.build_prompt(tokenizer, p["question"])
                 examples.append(one_step(prompt, solution + [tokenizer.eos_token_id]))
-        imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name=f"base: part {part + 1} of its training")
+        name = f"base: part {part + 1} of {len(parts)} at most"
+        imitate(policy, examples, lr, 16, seed, micro_tokens=2**14, name=name)
         with at_own_pace(policy, "probe"):                          # by each rank: it is little
             samples = mcts.sample(policy, tokenizer, probes, max_new_tokens=96, seed=seed, temperature=0.7)
         counts = [tasks.single_operations(s.text) for [s] in samples]
@@ -1795,7 +1798,8 @@ def show_what_was_learnt(run):
     packed = pack(tree, [*paths.values()])
     with torch.no_grad():
         logprobs = step_logprobs(run.policy, packed).tolist()
-    say(f"A tree of round {run.round} (on each edge its credit):\n")
+    say(f"A tree of round {run.round}: on each edge its credit; + right, - wrong, x a failure of form. Only "
+        "final answers are judged, so a lucky solution may hold a wrong step.\n")
     say("\n".join(mcts.picture(tree)))
     for kind, path in paths.items():
         say(f"\nA {kind} solution: of each step its credit, and beta * log_ratio, which was learnt:\n")
