@@ -443,7 +443,7 @@ _DENIAL = re.compile(_any_word(r"""not \w*n't never no nor neither nobody cannot
 _RETRACTION = re.compile(r"""\A\W*(?:
       (?:no|not|never)\b(?=\W*(?:\d|\\|\Z)|\s?[^\s\w]|\s(?:it|that|this|quite|really)\b)
     | (?:wait|oops|sorry|hmm|oh|actually|in\sfact|rather|maybe|perhaps|possibly|or|unless|wrong|incorrect
-      |false|correction|final\schoice|scratch|strike|ignore|hold\son|that\ssaid|but|however|yet|though)\b
+      |false|correction|(?:minus|plus|times|doubled?|twice|half|halve|triple|add|subtract)(?!-|\scheck)|final\schoice|scratch|strike|ignore|hold\son|that\ssaid|but|however|yet|though)\b
     | (?:this|that|it|they|is|was|I|we|(?:my|the)\s(?:above|answer|result|value|total|number))\b
       [^.!?\n]{0,30}\b(?:not|\w*n't|cannot|doubt|wrong|incorrect|false)\b
     | [^.,!?\n]{0,20}\b(?:not|\w+n't)\W*[.!\n])
@@ -461,11 +461,13 @@ _DISBELIEF = re.compile(_any_word(r"""wrong false incorrect doubt wonder an?\sli
     + r"""| \b(?:might|could|may)\sbe\s*\Z | \bif\b.*\swould\b | \b(?:if|unless|whether|let)\b[^,]*\Z
     | \A\W*without\b[^,]*\Z""", re.I | re.X)
 _OBJECTION = re.compile(rf"{_DENIAL.pattern}|(?x:{_DISBELIEF.pattern})|" + _any_word(r"""without except next
-    (?:exceed|exclud|fail|lack|reject|removed|discard|dream|pretend|wish|regret|estimate)\w* might debts?
-    owes negative none few seldom rarely hardly barely scarcely nearly almost bound at\s(?:least|most) places?
-    (?<!-)digits? plus minus divided multiplied increased decreased squared doubled? tripled twice half
-    reciprocal mod thinks (?:more|less|fewer)\sthan should\shave less\s\d times\s(?:the|that|it)
-    (?<!\d\s)times\s\d (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
+    (?:exceed|exclud|fail|lack|reject|removed|discard|dream|pretend|wish|regret|estimate)\w* might debts? owes
+    negative none nowhere hope[sd] roughly few seldom rarely hardly barely scarcely nearly almost bound
+    at\s(?:least|most) places? (?<!-)digits? plus minus divided multiplied increased decreased squared
+    doubled? tripled twice half reciprocal mod thinks (?:more|less|fewer)\sthan should\shave less\s\d
+    times\s(?:the|that|it) (?<!\d\s)times\s(?:\d|two|three|four|five|ten)
+    (?:about|around|over|under|below|above|close\sto|short\sof)\sa\s(?:total|sum|profit)\sof
+    (?:percent|square|cube|root|log|opposite|inverse|factorial|remainder)\sof""")
     + r"|\?|\A\W*(?:(?:option|choice)\s)?(?-i:[B-HJ]\b|A(?:\W*[:.)=]|\sis\b))", re.I)
 _BECAUSE = re.compile(r"""(?<=\S)\s\((?!\W*\d(?!.*\beach\b))(?=[^()\\]*[A-Za-z]{2}[^()\\]*\)\W*\Z)
     | [\s,;:.(-]{1,3}(?:because|since|as\ (?=it|the|they|we|shown|above)
@@ -479,7 +481,8 @@ _FACTOR_AFTER = re.compile(rf"""
     | \\(?!text|end|q?quad|mbox|p?mod|equiv)[A-Za-z] | [A-Za-z] | (?:\ |\\[,;:]\s?)[b-fi-kn-rt-z]\$
     | (?:[ $]|and\s)*\\(?:[dt]?frac|times|cdot|[lg]eq?|neq?|pm)(?![A-Za-z])
     | (?:\W|\\text)*(?:or|was|should|could|might|may|and\W*\d|and\s\w+\s(?:half|third|quarter)
-        |halves|thirds|{_NTHS}|tens|squared|cubed|plus|minus|out\sof|(?:times|to|(?:more|less)\sthan)\W*\d)\b
+        |halves|thirds|{_NTHS}|tens|squared|cubed|plus|minus|out\sof|(?:times|to|(?:more|less)\sthan)\W*\d|times\s(?:two|three|four|five|ten))\b
+    | \W*[(\[][^)\]\n]*\b(?:wrong|incorrect|off\sby|doubled|tripled|halved|real\sanswer|should)\b
     | [^.\n]*\b(?:but|however)\b | [^.,;:\n]*\b(?:dozen|hundred|thousand|[mb]illion|lakh|crore)""", re.X)
 
 
@@ -693,13 +696,15 @@ def _prose_value(text, is_earnest=True):
     return None if is_repeated or is_doubted else stated["value"]
 
 
-_BEFORE_NO_VALUE = re.compile(_any_word(r"""\w*ly about above after all an? and another any around as at before
-    below between beyond both but by each every exceeds? few for from grade his her if in into item its least
-    less like line minus more most my near no not number of off on or option our over page part past per plus
-    question several since some step than that the their these this those through till times to towards? under
-    until up versus with within without your""") + r"\Z", re.I)
+_BEFORE_NO_VALUE = re.compile(_any_word(r"""\w*ly about above after all an? and another any around as at
+    before below between beyond both but by each every exceeds? few for from grade his her if in into item its
+    least less like line minus more most my near no not number of off on or option our over page part past per
+    plus point question several since some step than that the their these this those through till times to
+    towards? under until up versus with within without your""") + r"\Z", re.I)
+_SECOND = re.compile(r"""\b(?:eleven|twelve|hundred|(?:twen|thir|fou?r|fif|six|seven|eigh|nine)(?:ty|teen))\b
+    | \band\s.*\b(?:two|three|four|five|six|seven|eight|nine|ten|half|halves|thirds|quarters)\b""", re.I | re.X)
 _ONE_NUMBER = re.compile(r"""(?P<lead>[A-Z][A-Za-z.'-]*\s[A-Za-z\s.,'-]*[A-Za-z])\s
-    (?P<value>\$?\d[\d,]*(?:\.\d+)?)(?:\s(?P<unit>[a-z]+))?(?P<rest>(?:\s[A-Za-z'-]+)*)""", re.X)
+    (?P<value>\$?\d(?:[\d,]*\d)?(?:\.\d+)?)(?:\s(?P<unit>[a-z]+))?(?P<rest>(?:\s[A-Za-z'-]+)*)""", re.X)
 
 
 def _only_number(sentence):
@@ -713,8 +718,9 @@ def _only_number(sentence):
     is_compared = unit == "more" and " than " in rest  # 24 more girls than boys
     is_other = re.match(_NO_UNIT, unit) and unit not in _SCALES and not is_compared
     is_before = _BEFORE_NO_VALUE.search(lead) and not is_sum
-    is_denied = _OBJECTION.search(f". {lead} {unit}{rest}") or _OF_SOMETHING_ELSE.search(f"{lead} ")
-    if is_other or is_before or is_denied:
+    words = f"{lead} {unit}{rest}"
+    is_denied = _OBJECTION.search(f". {words}") or _OF_SOMETHING_ELSE.search(f"{lead} ")
+    if is_other or is_before or is_denied or _SECOND.search(words):
         return None
     return f"{value} {unit}" if unit in _UNITS or unit in _SCALES else value
 
@@ -889,7 +895,7 @@ _UNITS |= {"m": "meter", "g": "gram", "l": "liter", "h": "hour", "s": "second"} 
 _ESSENTIAL = {"am", "pm", "cent", "∞"}  # units without which it is another answer
 _NO_UNIT = _any_word(_NTHS + r""" half halves thirds? quarters? tens zeros? pairs? scores? gross mil bn mn
     dozens? hundreds? thousands? \w+illions? lakhs? crores? (?:one|two|three|four|five|seven|eight|nine)s?
-    six(?:es)? ten eleven twelve \w+fold (?:twen|thir|four?|fif|six|seven|eigh|nine)(?:ty|ties|teen)
+    six(?:es)? ten eleven twelve \w+fold (?:twen|thir|fou?r|fif|six|seven|eigh|nine)(?:ty|ties|teen)
     squares squared cubes cubed roots factorials? remainders? kilo halved negative mod plus minus times digits
     more less fewer too fails is was has not no nor or and but than with without to from by over under""")
 _UNIT_PHRASE = re.compile(rf"""(?!.*(?:{_NO_UNIT}))(?:(?!of\s)[a-z]+\s){{0,2}}(?P<noun>[a-z.]+)(?:\^[23])?

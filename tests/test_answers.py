@@ -1273,6 +1273,15 @@ D) 5 red balls <- 5
 7 <- Final Answer: Ann bought 7 eggs fewer than Ben has
 7 <- Final Answer: Ann walks nearly 7 miles
 7 <- Final Answer: Tom hiked past mile 7 or 8
+7 <- Final Answer: On day 7, Ann has twenty eggs
+7 <- Final Answer: Ann made eighty dollars selling 7 eggs
+7 <- Final Answer: Ann has 7 eggs and Tom has nine
+7 <- Final Answer: Ann hopes for a total of $7
+7 <- Final Answer: The jar holds two point 7 liters
+7 <- Final Answer: Ann has 7 eggs⏎Double that.
+7 <- Final Answer: 7 (times ten)
+7 <- \boxed{7} (off by one)
+7 <- 7 forty cent stamps
 7 <- Final Answer: 7 (28 with the guests)
 7 <- \boxed{7}, which we double to get 14
 # taken back
