@@ -13,7 +13,7 @@ until, for every step a_t of the solutions drawn from the tree,
     beta * log( pi(a_t|s_t) / pi_ref(a_t|s_t) )  =  r(s_t, a_t) + V(s_{t+1}) - V(s_t)            (Eq. 10)
 
 pi_ref being the policy at the start of the round. The right side is the step's *credit*: how much better off
-the step left the solver. The file reads in that order: losses; pack (many paths, one sequence) and policy;
+the step left the solver. The file reads in this order: losses; pack (many paths, one sequence) and policy;
 critic; examples; training; many GPUs; what a run leaves on disk; the stages of a run; the demo; the command.
 All of it meets in `train_round`.
 """
@@ -781,7 +781,7 @@ def update(learners, share):
 
 def micro_batches(examples, max_tokens, first=0, every=1):
     """Indices of examples, the shortest first, in batches of at most max_tokens padded tokens, or of one
-    example. first, every: the share of a rank, every `every`th from the `first` on."""
+    example. first, every: a rank takes, in this order, the `first` and every `every`th after it."""
     lengths = [len(e.pack.tokens) for e in examples]
     batches = []
     for i in np.argsort(lengths, kind="stable").tolist()[first::every]:
@@ -794,8 +794,8 @@ def micro_batches(examples, max_tokens, first=0, every=1):
 
 
 def my_micro_batches(examples, max_tokens):
-    """This rank's share of `examples` as (weight, their indices), as many on every rank, each of which must
-    make the same forwards: one that runs out repeats the shortest with weight 0, others weigh 1."""
+    """This rank's share of `examples` as batches (weight, indices), as many on every rank, since all meet in
+    every forward: what a rank lacks is the shortest example again, with weight 0 instead of 1."""
     of_rank = [micro_batches(examples, max_tokens, r, world()) for r in range(world())]
     mine = of_rank[rank()]
     idle = max(map(len, of_rank)) - len(mine)
@@ -816,7 +816,7 @@ def forward_all(module: nn.Module, examples: list[Example], name: str,
     reshard(module)
     parts = [found]
     if dist.is_initialized():
-        parts *= world()
+        parts = [None] * world()
         dist.all_gather_object(parts, found)
     found = ChainMap(*parts)
     return [found[i] for i in range(len(examples))]
@@ -825,7 +825,7 @@ def forward_all(module: nn.Module, examples: list[Example], name: str,
 def add_reference(policy, examples, max_tokens):
     """Fill in log pi_ref of every step: the policy before its first update is the reference of the round, so
     no second model is kept. (What the search stored was computed in other batches, with other roundings.)
-    Returns by how many nats a token that differs from it, in the worst example."""
+    Returns the mean difference from that in the worst example, in nats a token."""
     distances = []
     found = forward_all(policy, examples, "reference", max_tokens)
     for e, reference in zip(examples, found):
@@ -1172,7 +1172,7 @@ class Run:
         self.folder = Path(folder)
         self.args = args
         self.round = 0
-        self.unread = None                      # the state to take up: of a training that an earlier process did
+        self.unread = None                      # the state of what an earlier process trained, if to be loaded
         self.policy = None                      # these until `main` has loaded or found them
         self.tokenizer = None
         self.question = None                    # an example for the model's card
@@ -1247,9 +1247,8 @@ class Run:
         return sorted(self.file("").glob(f"{glob.escape(name)}.rank*.jsonl"))
 
     def records(self, name):
-        """All records of those files, by question."""
-        lines = itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
-        return {record["question"]: record for record in lines}
+        """All records of those files, one at a time."""
+        return itertools.chain.from_iterable(map(tasks.read_lines, self.files(name)))
 
     def share_out(self, name, problems, unit, units, work):
         """See that NAME.rank*.jsonl hold a record of each of `problems`: every rank takes its share of those
@@ -1259,7 +1258,7 @@ class Run:
             for path in self.files(name):
                 tasks.open_lines(path).close()                      # drops a line that was torn
         meet()
-        done = self.records(name)
+        done = {record["question"] for record in self.records(name)}
         meet()                                                      # all have read before one writes
         todo = [problem for problem in problems if problem["question"] not in done]
         mine = todo[rank()::world()]
@@ -1357,7 +1356,7 @@ def sample_responses(run, name, problems, shots=None):
             yield record
 
     run.share_out(name, problems, "token", n * args.max_new_tokens, respond)
-    records = run.records(name)
+    records = {record["question"]: record for record in run.records(name)}
     return [records[p["question"]] for p in problems]
 
 
@@ -1444,14 +1443,17 @@ def demonstrations(run, records, most=4):
     examples. One that ended with its answer's blank line goes on to EOS: elsewhere the model must stop by
     itself."""
     tokenizer = run.tokenizer
+    context = mcts.context_length(run.policy)
     found = []
     for record in sorted(records, key=itemgetter("question")):
+        prompt = mcts.build_prompt(tokenizer, record["question"], format=run.args.format)
         good = []
         for tokens, response in zip(record["samples"], record["responses"]):
             if response["correct"] and has_steps(response, run.args.format):
-                goes_on = response["end"] == "answer" and tokenizer.eos_token_id is not None
-                good.append([*tokens, tokenizer.eos_token_id] if goes_on else tokens)
-        prompt = mcts.build_prompt(tokenizer, record["question"], format=run.args.format)
+                is_full = len(prompt) + len(tokens) >= context
+                if response["end"] == "answer" and tokenizer.eos_token_id is not None and not is_full:
+                    tokens = [*tokens, tokenizer.eos_token_id]
+                good.append(tokens)
         rng = generator(run.args.seed, record["question"])
         for i in rng.permutation(len(good))[:most]:
             found.append(one_step(prompt, good[i]))
@@ -1467,7 +1469,7 @@ def imitate(policy, examples, lr, batch, seed, **how):
 
 def imitate_own(run, examples, unseen):
     """Imitate at the rate given, or at a fourth or a sixteenth of it: the first that makes responses to
-    questions held back likelier. The paper's rate is for thousands of examples; few do not bear it."""
+    questions held back likelier. The paper's rate is for thousands of examples; a few may not bear it."""
     args = run.args
     before = nats_per_token(run, unseen)
     found = {"responses": len(examples), "held_back": len(unseen), "nll": before,
@@ -1533,7 +1535,7 @@ def own_trees(paths, tokenizer):
 
 def train_round(run):
     """Train on the round's trees by the objective of the run and save the model. A run that was stopped in
-    here starts from the weights of the round before again, asks for the reference, and then goes on."""
+    here computes the reference again, by the weights of the round before, and then goes on from its state."""
     args, policy = run.args, run.policy
     examples = examples_of_round(run, OBJECTIVES[args.objective], args.keep_unsolved)
     if not examples:
@@ -1626,8 +1628,8 @@ def write_card(run):
     found = [run.result(f"eval-{Path(task).stem}") for task in args.eval_data]
     rows = "".join(f"| {e['task']} | {e['accuracy']:.1%} of {e['n']} |\n" for e in found if e)
     rows = rows or "| not evaluated | |\n"
-    ids = mcts.build_prompt(run.tokenizer, run.question, format=args.format)
-    prompt = run.tokenizer.decode(ids).replace(run.question, "QUESTION")
+    ids = mcts.build_prompt(run.tokenizer, "QUESTION", format=args.format)
+    prompt = run.tokenizer.decode(ids)
     card = f"""\
 # {args.model} after {how}
 
@@ -1791,8 +1793,8 @@ def show_what_was_learnt(run):
         return sum(tree.nodes[i].logprob for i in path)
 
     paths = {}
+    ended = [i for i, node in enumerate(tree.nodes) if node.terminal]
     for kind in "right", "wrong":
-        ended = [i for i, node in enumerate(tree.nodes) if node.terminal]
         ends = [i for i in ended if tree.ending(i) == kind]
         paths[kind] = max(map(tree.path, ends), key=logprob)
     packed = pack(tree, [*paths.values()])

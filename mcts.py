@@ -11,7 +11,7 @@ A *step* is the text up to a blank line; a node of the tree is one step; the sea
     expand   sample next steps from the policy, keep `breadth` different ones
     backup   N and V up from each step at which a path ended        V = mean of N outcomes: +1 right, else -1
 
-The file reads in that order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
+The file reads in this order: the prompt, the Tree, the few lines of the algorithm (`grow`). Below it lies the
 machine: the model, the random numbers, and the engine, where the time goes. All samples in flight go through
 the model as ONE row of N tokens; only attention knows which token belongs to which path. The keys and values
 (KV) of a path are kept once and shared by the siblings sampled from it. To let its own attention in, the file
@@ -72,8 +72,8 @@ next step. Finish with a last step that holds only "{marker}" and the answer; if
 options, answer with the letter."""
 
 
-# The end of a text that something must follow: a colon, "is", the beginning of a formula or of a block of code
-OPENED = re.compile(r"(?:[:：=,{]|\bis|\\[\[(]|\\begin\{[\w*]+\}|```\w*)\Z")
+# The end of a text that something must follow: a colon, "is", the beginning of a formula
+OPENED = re.compile(r"(?:[:：=,{]|\bis|\\[\[(]|\\begin\{[\w*]+\})\Z")
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Format:
         return len(self.parted(response)) > 1
 
     def parted(self, response):
-        """The response without its thoughts, parted at its markers. Bold may end before the colon of a marker;
-        the usual one counts in any case, as for the judge; none counts before a closing quotation mark."""
-        beginning = re.escape(self.marker[:-1])
-        last = re.escape(self.marker[-1])
+        """The response without its thoughts, parted at its markers. Bold may end before the last character of a
+        marker; the usual one counts in any case, as for the judge; none counts between quotation marks."""
+        marker = re.escape(self.marker[:-1]) + r"\**" + re.escape(self.marker[-1])
         any_case = re.IGNORECASE if self.marker == MARKER else 0
-        return re.split(rf"{beginning}\**{last}(?![\"'`”’])", visible(response), flags=any_case)
+        unquoted = rf"(?<![\"'`“‘]){marker}|{marker}(?![\"'`”’])"
+        return re.split(unquoted, visible(response), flags=any_case)
 
     def waits(self, response):
         """Whether the final answer is announced, but still to come.
@@ -121,9 +121,9 @@ class Format:
         """
         *before, tail = self.parted(response)
         tail = tail.rstrip("* \t\r\n")
-        in_formula = tail.count("$$") % 2 == 1
+        is_open = tail.count("$$") % 2 or tail.count("```") % 2         # a formula, a block of code
         has_value = re.search(r"[^\W_]|[∅∞<>]|\{\}|\(\)", tail)
-        return bool(before and (OPENED.search(tail) or in_formula or not has_value))
+        return bool(before and (OPENED.search(tail) or is_open or not has_value))
 
 
 def build_prompt(tokenizer, question: str, examples=(), format: Format = Format()) -> list[int]:
@@ -285,7 +285,7 @@ class Tree:
 
     def ending(self, i: int) -> str:
         """How terminal node i ended: "right" or "wrong"; or, not valid, "unanswered" (EOS without a final
-        answer), "deep" (the last step allowed is none of the solution), "cut" (by a limit of tokens)."""
+        answer), "deep" (the last step allowed did not end the solution), "cut" (by a limit of tokens)."""
         node = self.nodes[i]
         if node.valid:
             return "right" if node.reward > 0 else "wrong"
@@ -394,13 +394,13 @@ def expand(tree, leaf, samples, breadth):
     for s in samples:
         actions.setdefault((s.text, s.end), []).append(s)
 
-    def logprob_of(group):
-        return group[0].logprob
+    def logprob_of(action):
+        return actions[action][0].logprob
 
-    likeliest = sorted(actions.values(), key=logprob_of, reverse=True)[:breadth]
+    likeliest = sorted(actions, key=logprob_of, reverse=True)[:breadth]
     children = []
-    for group in actions.values():
-        if group in likeliest:
+    for action, group in actions.items():
+        if action in likeliest:
             first = group[0]
             logprob = round(first.logprob, 9)                       # more digits depend on the batch
             node = Node(leaf, first.tokens, logprob, text=first.text, count=len(group))
@@ -558,7 +558,7 @@ def call_model(model, tokens: torch.Tensor, positions: torch.Tensor, attention: 
     k (B, H, T, D), v (B, H, T, Dv); layer: 0, 1, ... within a forward, in a recomputation any number; window:
     how many positions back the layer sees, itself included, None without limit. Differentiable.
     """
-    # No mask at all, but what every model hands down to its layers untouched, if it is 4D: our messenger.
+    # Not used as a mask: every model hands a 4D one down to its layers untouched, so it carries our attention.
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
     mask.attention = attention
     mask.calls = 0
@@ -645,8 +645,8 @@ def logits_of(lm) -> Callable:
 
 NOT_FINITE = "{} logits are not finite: its weights hold NaN, or numbers too large for their type"
 
-# Names of lengths in configs, beyond which a token sees other tokens than those of its path, or sees them
-# otherwise: nobody trained it there (max_position), or Llama 4, Doge and others change their attention.
+# Fields of configs that limit the length: beyond it a model is untrained (max_position_embeddings), or its
+# attention changes (Llama 4, Doge and others).
 LIMITS = "max_position_embeddings", "attention_chunk_size", "floor_scale", "keep_window_size"
 
 
@@ -810,14 +810,14 @@ def why_not(model, calls):
 
 
 def hash_tokens(key, tokens):
-    """128-bit key of a path: of its parent's key (of a root: that of the seed) and its last step."""
+    """128-bit key of a path, made from its parent's key (at a root: the seed's) and its last step."""
     data = np.asarray(tokens, dtype="<i8").tobytes()
     return hashlib.blake2b(key + data, digest_size=16).digest()
 
 
 def random_words(key, length, n):
-    """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words, while
-    another n changes them all."""
+    """(n, length, 2) int32 random words for n samples after a path: a longer length only adds words, another n
+    changes all but the first of each sample."""
     generator = np.random.Philox(key=np.frombuffer(key, dtype="<u8"))
     words = generator.random_raw(length * n).view(np.int32)
     return words.reshape(length, n, 2).swapaxes(0, 1)
@@ -967,8 +967,8 @@ class Cache:
 
 
 def prefill(model, cache, lane, start, tokens):
-    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each like the
-    first input of a sample after the path up to there."""
+    """Compute the KV of the `tokens` of a path, which come after `start` others in `lane`: each of them as the
+    first input of a sample whose path is all that comes before it."""
     for first in range(0, len(tokens), 1024):                       # so that a long path needs no more memory
         newest = tokens[first:first + 1024]
         n = len(newest)
@@ -992,7 +992,7 @@ def decode(model, cache, table, **how):
     newest, lane, sibling, start, length, *others = on_device
     at = lane * cache.stride + start + length * G + sibling
     seen, behind = sight(used.max(), G, sibling, start, length)
-    if lane_by_lane(cache, lanes, alive, used):
+    if len(lanes) == 1 or lane_by_lane(cache, lanes, alive, used):  # one may have any number of rows: prefill
         rows = map(slice, firsts, firsts + alive)
         groups = [*zip(map(slice, lanes, lanes + 1), rows, used)]
         place = slice(None)
@@ -1009,13 +1009,12 @@ def decode(model, cache, table, **how):
 
 
 def lane_by_lane(cache, lanes, alive, used):
-    """Whether attention is faster one lane after the other, each as wide as it is used. That pays on a CPU
-    whose threads a single lane keeps busy, which has work for as many threads as heads; and where there
-    is one lane only, as in `prefill`, whose rows are more than its siblings."""
+    """Whether attention is faster one lane after the other, each as wide as it is used: on a CPU with no more
+    threads than heads, which one lane keeps busy, if that spares more columns than the calls cost."""
     in_one_call = (lanes[-1] + 1) * cache.G * used.max()            # columns that are attended to
     spared = in_one_call - (alive * used).sum()
     lane_fills_threads = cache.device.type == "cpu" and torch.get_num_threads() <= cache.heads
-    return len(lanes) == 1 or lane_fills_threads and spared > cache.CALL * len(lanes)
+    return lane_fills_threads and spared > cache.CALL * len(lanes)
 
 
 def sight(columns, G, sibling, start, length):
@@ -1077,7 +1076,7 @@ class Store:
 
     def find(self, keys):
         """The segments of the longest beginning of the path `keys` that is here. They count as used, the root
-        last: so descendants go before their ancestors."""
+        last: of these, descendants will go before their ancestors."""
         known = [*takewhile(self.segments.__contains__, keys)]
         for key in reversed(known):
             self.segments.move_to_end(key)
@@ -1108,8 +1107,8 @@ class Sample:
 
 @dataclass
 class Job:
-    """A path to draw samples after. `submit` splits it into parts of a lane each: a part draws those of its
-    siblings that come from `first` on. What `submit` and `serve` set comes after `order`."""
+    """A path to draw samples after. `serve` adds the owner and the keys; `submit` splits it into parts of a lane
+    each, of which each draws those of the siblings that come from `first` on."""
     path: list                # (key, tokens) of the prompt and of each step to the leaf
     said: list = field(default_factory=list)    # token ids of the steps
     thinking: str = ""        # "<think>" if the prompt has opened a thought
@@ -1161,7 +1160,8 @@ class Scheduler:
         return min(self.max_tokens, self.context - start - 1)
 
     def fits(self, start, deepest):
-        """Whether there is memory, if need be alone, for samples after paths of start to deepest columns."""
+        """Whether there is memory, with no other job there, for samples after paths of start to deepest
+        columns."""
         # A deeper path needs more, until the context leaves its samples fewer tokens than max_tokens
         worst = max(start, min(deepest, self.context - 1 - self.max_tokens))
         return worst + self.cache.G * self.limit(worst) <= self.cache.columns
@@ -1328,7 +1328,7 @@ class Engine:
         self.clients = {}
 
     def submit(self, job):
-        """Let `job` wait for lanes; its `samples` become the result."""
+        """Let the parts of `job` wait for lanes; they share one list of samples."""
         number = next(self.numbers)
         samples = [None] * self.siblings
         for first in range(0, self.siblings, self.cache.G):
@@ -1494,7 +1494,7 @@ def read(path):
 
 
 def ignore(number):
-    """What a caller is told who does not want to know."""
+    """The callback of callers who ask for none."""
 
 
 def search(model, tokenizer, problems, reward_fn, *, iterations=80, breadth=5, depth=8, c_puct=1.5,
@@ -1547,8 +1547,8 @@ def stream(model, tokenizer, prompts, *, n=1, temperature=1.0, max_new_tokens=10
 
     A response ends by the rule of the search: EOS, a blank line after the final answer, or the token limit.
     No top-k, no top-p; temperature 0 takes the likeliest token. Log-probs are those at temperature 1.
-    `progress` is called with the tokens drawn, and with what a response left of its limit, so that the sum
-    becomes len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
+    `progress` is called with the number of tokens drawn and, when responses end, of those left of their limit: in
+    all len(prompts) * n * max_new_tokens; `slots` and `kv_budget` are those of Engine.
     """
     check_range(n=(n, 1), slots=(slots, 1), max_new_tokens=(max_new_tokens, 1))
     check_range(temperature=(temperature, 0), kv_budget=(kv_budget, 0))
@@ -1729,8 +1729,8 @@ def picture(tree, width=110, i=0, indent=""):
             text = text[:room - 1] + "…"
         yield edge + paint(head, node.value) + text
         yield from picture(tree, width, j, indent + deeper)
-    unvisited = sum(node.visits == 0 for node in tree.nodes[1:])
-    if i == 0 and unvisited:
+    unvisited = sum(node.visits == 0 for node in tree.nodes[1:]) if i == 0 else 0
+    if unvisited:
         yield f"(unvisited steps left out: {unvisited})"
 
 

@@ -603,11 +603,13 @@ def test_worked_examples_are_right_and_well_formed():
 GOOD = {"response": "So 7.\n\nFinal Answer: 7", "correct": True, "end": "eos"}
 
 
-def imitated(tok, responses, samples, seed=0):
-    """The tokens of the responses of one question that are imitated."""
+def imitated(tok, responses, samples, seed=0, room=100):
+    """The tokens of the responses of one question that are imitated, by a model with `room` after the prompt."""
     record = {"question": "q", "responses": responses, "samples": samples}
     args = argparse.Namespace(seed=seed, format=mcts.Format())
-    run = argparse.Namespace(args=args, tokenizer=tok)
+    context = len(mcts.build_prompt(tok, "q")) + room
+    policy = argparse.Namespace(config=transformers.LlamaConfig(max_position_embeddings=context))
+    run = argparse.Namespace(args=args, tokenizer=tok, policy=policy)
     packs = [example.pack for example in dvo.demonstrations(run, [record])]
     return [pack.tokens[pack.node == 1].tolist() for pack in packs]
 
@@ -617,6 +619,7 @@ def test_a_demonstration_goes_on_to_eos(end, tokens, tok):
     """One that ended with its answer's blank line has none of its own, and elsewhere must stop by itself."""
     assert tok.eos_token_id == 0
     assert imitated(tok, [GOOD | {"end": end}], [[9, 8]]) == [tokens]
+    assert imitated(tok, [GOOD | {"end": end}], [[9, 8]], room=2) == [[9, 8]]
 
 
 def test_at_most_four_well_formed_correct_whole_responses_of_a_question_are_imitated(tok):
