@@ -1239,7 +1239,8 @@ class Run:
     def result(self, stage, of_round=None):
         """What a stage found, empty if it is not done."""
         path = self.file(f"{stage}.json", of_round)
-        with told(f"read {path}", "restore it, or, in the newest round, delete it to do that stage again", (OSError, ValueError)):
+        remedy = "restore it, or, in the newest round, delete it to do that stage again"
+        with told(f"read {path}", remedy, (OSError, ValueError)):
             return json.loads(path.read_text()) if path.exists() else {}
 
     def files(self, name):
