@@ -797,6 +797,8 @@ def test_the_card_of_a_model_has_its_numbers_and_a_snippet_that_runs(run_folder,
     folder = run_folder / "round1" / "model"
     card = (folder / "README.md").read_text()
     result = json.loads((run_folder / "round1" / "eval-questions.json").read_text())
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
     assert "--objective dvo" in card
     assert f"| questions | {result['accuracy']:.1%} of 8 |" in card
     _, snippet = card.split("```python\n")

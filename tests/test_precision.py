@@ -204,6 +204,17 @@ def test_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, capsys
     expect_refusal("not sampled from this model", monkeypatch, capsys, *asked)
 
 
+def test_trees_of_the_round_before_are_refused(given, tmp_path, monkeypatch, capsys):
+    """What one round changed in a model is more than rounding."""
+    out = tmp_path / "run"
+    tiny.run(dvo.main, monkeypatch, *arguments(given, out), "--epochs", 8)
+    told = capsys.readouterr().out
+    assert "the trees given: of " in told
+    trained = out / "round1" / "model"
+    asked = arguments(given, tmp_path / "next", model=trained)
+    expect_refusal("not sampled from this model", monkeypatch, capsys, *asked)
+
+
 def test_some_trees_of_another_model_are_refused(given, tmp_path, monkeypatch, capsys):
     for name, found in ("one", search(tiny.model())), ("other", search(tiny.model(seed=1))[-1:]):
         tiny.write_trees(tmp_path / f"{name}.jsonl", found)
