@@ -370,6 +370,7 @@ class Policy(nn.Module):
             recompute_blocks(lm)
 
     def forward(self, packs: list[Pack] | None = None, **inputs):
+        """Step log-probs of packs; without packs the LM's own output: FSDP serves this method alone."""
         if packs is None:
             return self.lm(**inputs)
         longest = 1 + max(p.position.max() for p in packs)

@@ -701,6 +701,7 @@ _BEFORE_NO_VALUE = re.compile(_any_word(r"""\w*ly about above after all an? and 
     least less like line minus more most my near no not number of off on or option our over page part past per
     plus point question several since some step than that the their these this those through till times to
     towards? under until up versus with within without your""") + r"\Z", re.I)
+# A second value in words; two to ten only after "and", as "two weeks" are mostly a circumstance
 _SECOND = re.compile(r"""\b(?:eleven|twelve|hundred|(?:twen|thir|fou?r|fif|six|seven|eigh|nine)(?:ty|teen))\b
     | \band\s.*\b(?:two|three|four|five|six|seven|eight|nine|ten|half|halves|thirds|quarters)\b""", re.I | re.X)
 _ONE_NUMBER = re.compile(r"""(?P<lead>[A-Z][A-Za-z.'-]*\s[A-Za-z\s.,'-]*[A-Za-z])\s

@@ -31,8 +31,8 @@ BOOTSTRAP = ["--bootstrap-questions", "120", "--bootstrap-samples", "6", "--boot
 SEARCH = ["--iterations", "8", "--max-step-tokens", "160", "--depth", "12"]
 TRAIN = ["--questions-per-step", "3", "--epochs", "2", "--lr", "5e-6", "--save-minutes", "3"]
 TRIALS, MAX_NEW_TOKENS = "2", "320"
-SEARCHED = {"trees": slice(200, 300), "held-out": slice(340, 360), "second": slice(360, 460)}  # to train on
-TESTED = 200
+SEARCHED = {"trees": slice(200, 300), "held-out": slice(340, 360), "second": slice(360, 460)}  # training
+TESTED = 200  # test questions, the first
 METHODS = {
     "dvo": [],
     "rft": ["--objective", "rft"],
